@@ -1,0 +1,55 @@
+"""What every source of images looks like to an archive: a list of fixed length, read range by range."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL import Image
+
+type JSON = bool | int | float | str | list[JSON] | dict[str, JSON] | None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceImage:
+    """One listed image, or the reason why it cannot be used: exactly one of ``image`` and ``problem`` is set.
+
+    ``index`` is the position in the source's list. ``group_id`` ties together images that must not be treated as
+    independent (one patient, one cell under several corruptions). ``source`` is a file name or another short origin.
+    """
+
+    index: int
+    sample_id: str
+    label: int | None
+    group_id: str | None
+    source: str
+    image: Image.Image | None
+    problem: str | None
+
+    def __post_init__(self) -> None:
+        assert (self.image is None) != (self.problem is None), "exactly one of image and problem must be set"
+
+
+class Source(Protocol):
+    """Images of one evaluation set in a fixed order. Implementations can be pickled and sent to workers."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, JSON]:
+        """What makes the images what they are: kind, settings, SHA-256 of the file; never an absolute path."""
+        ...
+
+    def __len__(self) -> int:
+        """Count the listed images, usable or not."""
+        ...
+
+    def read(self, start: int, stop: int) -> Iterator[SourceImage]:
+        """Yield the images ``start <= index < stop`` in order, in bounded memory.
+
+        A defect of one image is a :class:`SourceImage` with a ``problem``; only a defect of the source as a whole
+        raises :class:`pipeline.errors.SourceError`.
+        """
+        ...

@@ -1,0 +1,227 @@
+"""The command line: parse, call one function, print. What a command does is in :mod:`pipeline.drivers`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pipeline.errors import PipelineError
+from pipeline.manifest import Manifest, load_manifest, manifest_schema
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+manifest_app = typer.Typer(no_args_is_help=True, help="About the manifest itself.")
+bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks: ratios measured side by side, and memory as N grows.")
+app.add_typer(manifest_app, name="manifest")
+app.add_typer(bench_app, name="bench")
+
+ManifestPath = Annotated[Path, typer.Argument(metavar="MANIFEST", help="YAML file that describes the run.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, as `precompute` wrote it.")]
+Output = Annotated[Path | None, typer.Option("--output", help="Run directory to use instead of the manifest's.")]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data-root", help="Folder of published files; else PIPELINE_DATA_ROOT.")
+]
+EngineOption = Annotated[str, typer.Option("--engine", help="ray: a pool of workers; local: this process.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Workers instead of compute.workers.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is printed as one line per problem and ends with its exit code."""
+    try:
+        app()
+    except PipelineError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted: what is committed is kept; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def validate(manifest: ManifestPath, data_root: DataRoot = None) -> None:
+    """Check everything that can be checked before work starts: manifest, pair, prompts, sources, archives."""
+    from pipeline.drivers.validate import validate as check
+
+    for line in check(load_manifest(manifest, data_root=data_root)):
+        print(line)
+    print("valid")
+
+
+@app.command()
+def ingest(
+    manifest: ManifestPath,
+    engine: EngineOption = "ray",
+    workers: Workers = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Decode and resize every evaluation set once, into Zarr archives."""
+    from pipeline.drivers.ingest import ingest as run
+
+    settings = load_manifest(manifest, data_root=data_root)
+    _print_summary(run(settings, _engine(engine, settings, workers)), as_json=as_json)
+
+
+@app.command()
+def finetune(
+    manifest: ManifestPath,
+    role: Annotated[str | None, typer.Option("--role", help="generalist or expert; by default what is set.")] = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Train the generalist, the expert or both, as the manifest's finetune section says; resumes by itself."""
+    from pipeline.drivers.finetune import ROLES, Role
+    from pipeline.drivers.finetune import finetune as run
+
+    if role is not None and role not in ROLES:
+        raise typer.BadParameter(f"must be one of {', '.join(ROLES)}, got {role}", param_hint="--role")
+    roles: list[Role] = [each for each in ROLES if role in {None, each}]
+    trained = run(load_manifest(manifest, data_root=data_root), roles)
+    if as_json:
+        _print_json([{name: getattr(item, name) for name in item.__slots__} for item in trained])
+        return
+    for item in trained:
+        accuracy = ", ".join(f"{name} {value:.2%}" for name, value in item.validation_accuracy.items())
+        state = "up to date" if item.up_to_date else f"best epoch {item.best_epoch}"
+        print(f"{item.role}: {item.output} ({state}; validation accuracy {accuracy})")
+
+
+@app.command()
+def precompute(
+    manifest: ManifestPath,
+    engine: EngineOption = "ray",
+    workers: Workers = None,
+    output: Output = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Stage one: run both models over the archives once; cache evidence and λ in Parquet."""
+    from pipeline.drivers.precompute import precompute as run
+
+    settings = load_manifest(manifest, output=output, data_root=data_root)
+    _print_summary(run(settings, _engine(engine, settings, workers)), as_json=as_json)
+
+
+@app.command()
+def infer(
+    manifest: ManifestPath,
+    method: Annotated[list[str] | None, typer.Option("--method", help="Method to compute; repeatable.")] = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="Compute λ on the fly instead of reading the cache.")
+    ] = False,
+    engine: EngineOption = "ray",
+    workers: Workers = None,
+    output: Output = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Stage two: stream batches in order of λ, merge once per batch, score, commit predictions."""
+    from pipeline.drivers.infer import infer as run
+
+    settings = load_manifest(manifest, output=output, data_root=data_root)
+    summary = run(settings, _engine(engine, settings, workers), names=method or [], online=online)
+    _print_summary(summary, as_json=as_json)
+
+
+@app.command()
+def evaluate(run: RunPath, as_json: Json = False) -> None:
+    """Accuracy, balanced accuracy and Err of every method on every evaluation set."""
+    from pipeline.results.metrics import evaluate_run
+    from pipeline.results.tables import results_json, results_table
+
+    frame = evaluate_run(run)
+    if as_json:
+        _print_json(results_json(frame))
+    else:
+        Console().print(results_table(frame))
+
+
+@app.command()
+def report(run: RunPath) -> None:
+    """Write a self-contained HTML page about a run, and print its path."""
+    from pipeline.results.report import write_report
+
+    print(write_report(run))
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="RUN|ARCHIVE", help="Run directory or archive folder.")],
+    as_json: Json = False,
+) -> None:
+    """Explain a run or an archive: what is in it, what is missing, which fingerprints."""
+    from pipeline.drivers.inspect import inspect as describe
+    from pipeline.results.inspection import inspection_text
+
+    found = describe(path)
+    if as_json:
+        _print_json(found)
+    else:
+        print(inspection_text(found))
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--folder", help="Where the demo puts everything.")] = Path("runs/demo"),
+) -> None:
+    """Train a tiny pair on synthetic images, precompute, infer, evaluate, report: three minutes on two cores."""
+    from pipeline.demo import run_demo
+
+    run_demo(folder)
+
+
+@manifest_app.command("schema")
+def schema() -> None:
+    """Print the manifest's JSON Schema."""
+    _print_json(manifest_schema())
+
+
+@bench_app.command("merge")
+def bench_merge(
+    architecture: Annotated[str, typer.Option("--architecture", help="open_clip name or JSON file.")] = "ViT-B-16",
+    pairs: Annotated[int, typer.Option("--pairs", min=3, help="Interleaved measurements of each.")] = 8,
+    as_json: Json = False,
+) -> None:
+    """One merge against the usual state_dict loop, side by side."""
+    from pipeline.bench import merge_speed
+
+    result = merge_speed(architecture, pairs)
+    _print_json(result) if as_json else print(result["text"])
+
+
+@bench_app.command("memory")
+def bench_memory(
+    images: Annotated[list[int] | None, typer.Option("--images", help="Archive sizes; at least two.")] = None,
+    folder: Annotated[Path, typer.Option("--folder", help="Scratch folder.")] = Path("runs/bench-memory"),
+    as_json: Json = False,
+) -> None:
+    """Largest unique set size of any process in precompute and infer, as the archive grows."""
+    from pipeline.bench_memory import memory_growth
+
+    result = memory_growth(images or [20_000, 200_000], folder)
+    _print_json(result) if as_json else print(result["text"])
+
+
+def _engine(name: str, manifest: Manifest, workers: int | None) -> Any:
+    from pipeline.engines.engine import choose_engine
+
+    return choose_engine(name, manifest, workers)
+
+
+def _print_summary(summary: Any, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(summary.as_json())
+        return
+    print(summary.text())
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Groupings: how the samples of one window become batches that share a merged model.
+
+A grouping sees the rows (addresses, ascending) and coefficients of one window and returns the batches in the order in
+which stage two runs them. Which rows form a batch is a function of the data alone (DESIGN rule 3).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int64]
+Lambdas = NDArray[np.float32]
+Positions = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """B batches over N rows, in columns.
+
+    Batch b holds ``rows[offsets[b]:offsets[b + 1]]`` and is merged with ``lam[b]``; the λ of its rows span
+    [``lambda_min[b]``, ``lambda_max[b]``]. Shapes: rows [N], offsets [B + 1], the rest [B].
+    """
+
+    rows: Rows
+    offsets: Positions
+    lam: Lambdas
+    lambda_min: Lambdas
+    lambda_max: Lambdas
+
+    def __len__(self) -> int:
+        return len(self.lam)
+
+    @property
+    def sizes(self) -> Positions:
+        """Number of rows of each batch, [B]."""
+        return np.diff(self.offsets)
+
+
+def arrival(rows: Rows, lambdas: Lambdas, *, batch_size: int, first_address: int) -> BatchPlan:
+    """Consecutive addresses, ``batch_size`` a batch, holes skipped: the paper's T³_B; λ is the mean (Eq. 12)."""
+    keys = (rows - first_address) // batch_size
+    starts = np.flatnonzero(np.diff(keys, prepend=-1))
+    return _plan(rows, lambdas, starts, lam=_means(lambdas, starts))
+
+
+def by_lambda(rows: Rows, lambdas: Lambdas, *, batch_size: int) -> BatchPlan:
+    """Rows sorted by λ (ties by row), ``batch_size`` a batch; λ is the mean. With ``batch_size=1``, each row's own λ."""
+    order = np.lexsort((rows, lambdas))
+    ascending = lambdas[order]
+    starts = np.arange(0, len(order), batch_size, dtype=np.int64)
+    return _plan(rows[order], ascending, starts, lam=_means(ascending, starts))
+
+
+def within_tolerance(rows: Rows, lambdas: Lambdas, *, tolerance: float) -> BatchPlan:
+    """Fewest batches such that no row's λ is further than ``tolerance`` from its batch's λ, the mid-range.
+
+    Cut greedily from the smallest λ, which is optimal for intervals on a line; rows sorted by λ, ties by row.
+    """
+    order = np.lexsort((rows, lambdas))
+    ascending = lambdas[order]
+    starts = np.fromiter(_tolerance_starts(ascending, tolerance), dtype=np.int64)
+    lam = _mid_range(_per_batch(np.minimum, ascending, starts), _per_batch(np.maximum, ascending, starts))
+    return _plan(rows[order], ascending, starts, lam=lam)
+
+
+def _tolerance_starts(ascending: Lambdas, tolerance: float) -> Iterator[int]:
+    start = 0
+    while start < len(ascending):
+        yield start
+        lowest = ascending[start]
+        end = int(np.searchsorted(ascending, np.float64(lowest) + 2 * tolerance, side="right"))
+        # The bound must hold for the float32 mid-range that is stored and merged with: give way by one value of λ
+        # at a time until it does. The lowest value alone always fits.
+        while ascending[end - 1] > lowest and not _fits(lowest, ascending[end - 1], tolerance):
+            end = int(np.searchsorted(ascending, ascending[end - 1], side="left"))
+        start = end
+
+
+def _fits(lowest: np.float32, highest: np.float32, tolerance: float) -> bool:
+    middle = np.float64(_mid_range(lowest, highest))
+    return bool(max(middle - np.float64(lowest), np.float64(highest) - middle) <= tolerance)
+
+
+def _mid_range[T: (np.float32, Lambdas)](lowest: T, highest: T) -> T:
+    middle: T = ((np.float64(1) * lowest + highest) / 2).astype(np.float32)
+    return middle
+
+
+def _means(lambdas: Lambdas, starts: Positions) -> Lambdas:
+    sizes = np.diff(np.append(starts, len(lambdas)))
+    return (_per_batch(np.add, lambdas.astype(np.float64), starts) / sizes).astype(np.float32)
+
+
+def _per_batch[D: np.generic](reduction: np.ufunc, values: NDArray[D], starts: Positions) -> NDArray[D]:
+    if not len(starts):
+        return values[:0]
+    reduced: NDArray[D] = reduction.reduceat(values, starts)
+    return reduced
+
+
+def _plan(rows: Rows, lambdas: Lambdas, starts: Positions, *, lam: Lambdas) -> BatchPlan:
+    return BatchPlan(
+        rows=rows,
+        offsets=np.append(starts, len(rows)).astype(np.int64),
+        lam=lam,
+        lambda_min=_per_batch(np.minimum, lambdas, starts),
+        lambda_max=_per_batch(np.maximum, lambdas, starts),
+    )

@@ -1,0 +1,184 @@
+"""``pipeline finetune``: the checkpoints that a manifest says how to make."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from pipeline.archives.source import Source
+from pipeline.errors import ManifestError, PipelineError, ProblemsError, SourceError
+from pipeline.geometry import Geometry, image_transform, prepare_image
+from pipeline.manifest.schema import EvaluationSet, Manifest, Training
+from pipeline.models.architectures import Architecture, load_architecture
+from pipeline.models.checkpoints import checkpoint_problems, is_file_reference, load_checkpoint
+from pipeline.models.numeric_kind import choose_device
+from pipeline.stages.sources import open_sources
+from pipeline.store.fingerprints import digest_json
+from pipeline.training.loop import train
+from pipeline.training.progress import training_progress
+from pipeline.training.settings import TrainingSet, TrainingSettings
+
+Role = Literal["generalist", "expert"]
+ROLES: tuple[Role, ...] = ("generalist", "expert")
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A checkpoint that is now there: its file, best epoch and validation accuracies, and whether it was before."""
+
+    role: Role
+    output: str
+    up_to_date: bool
+    best_epoch: int
+    validation_accuracy: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    class_names: Sequence[str]
+    digest: str
+
+
+def finetune(manifest: Manifest, roles: Sequence[Role] = ROLES) -> list[Trained]:
+    """Train what the manifest's ``finetune`` section describes, the generalist first; finished ones are left alone.
+
+    Raises :class:`ManifestError` when there is nothing to train or the pair names no file to write to.
+    """
+    sections = {role: getattr(manifest.finetune, role) for role in roles}
+    if not any(sections.values()):
+        wanted = " or ".join(f"finetune.{role}" for role in roles)
+        raise ManifestError(f"{manifest.name}: {wanted} is not set; say there how the checkpoint is trained")
+    return [_train(manifest, role, section) for role, section in sections.items() if section is not None]
+
+
+def _train(manifest: Manifest, role: Role, section: Training) -> Trained:
+    output = _output_file(manifest, role)
+    architecture = load_architecture(manifest.pair.architecture)
+    torch.manual_seed(manifest.seeds.training)
+    model = architecture.build()
+    preprocessing = architecture.preprocessing(model)
+    if section.init != "random":
+        _load_initial_weights(manifest, role, section, architecture, model)
+    settings = _settings(manifest, section)
+    card: dict[str, Any] = {
+        "architecture": architecture.config,
+        "role": role,
+        "init": Path(section.init).name if is_file_reference(section.init) else section.init,
+        "preprocessing": {"mean": list(preprocessing.mean), "std": list(preprocessing.std)},
+    }
+    # Decoded pixels go to memory maps: a training set larger than memory is the page cache's business.
+    with tempfile.TemporaryDirectory(prefix="pipeline-pixels-") as folder:
+        sets = _training_sets(manifest, section, preprocessing.geometry, Path(folder))
+        with training_progress(section.epochs) as progress:
+            result = train(
+                model,
+                architecture.tokenizer(),
+                sets,
+                settings,
+                output=output,
+                card=card,
+                mean=preprocessing.mean,
+                std=preprocessing.std,
+                device=choose_device(manifest.compute.device),
+                progress=progress.step,
+                epoch_done=progress.epoch_done,
+            )
+    best = result.curve[result.best_epoch - 1]
+    return Trained(role, str(output), result.up_to_date, result.best_epoch, dict(best["val_accuracy"]))
+
+
+def _output_file(manifest: Manifest, role: Role) -> Path:
+    reference = getattr(manifest.pair, role)
+    if reference is None or not is_file_reference(reference) or not reference.endswith(".safetensors"):
+        msg = (
+            f"{manifest.name}: finetune.{role} writes pair.{role}, which must be a .safetensors file, got {reference!r}"
+        )
+        raise ManifestError(msg)
+    return Path(reference)
+
+
+def _load_initial_weights(
+    manifest: Manifest, role: Role, section: Training, architecture: Architecture, model: torch.nn.Module
+) -> None:
+    reference = manifest.pair.generalist if section.init == "generalist" else section.init
+    checkpoint = load_checkpoint(reference, architecture, model)
+    problems = checkpoint_problems(f"finetune.{role}.init", checkpoint, architecture, model)
+    if problems:
+        raise ProblemsError(problems)
+    model.load_state_dict(checkpoint.state)
+
+
+def _settings(manifest: Manifest, section: Training) -> TrainingSettings:
+    return TrainingSettings(
+        epochs=section.epochs,
+        learning_rate=section.learning_rate,
+        batch_size=section.batch_size,
+        weight_decay=section.weight_decay,
+        warmup_steps=section.warmup_steps,
+        schedule=section.schedule,
+        patience=section.patience,
+        horizontal_flip=section.horizontal_flip,
+        seed=manifest.seeds.training,
+        threads=section.threads,
+    )
+
+
+def _training_sets(manifest: Manifest, section: Training, geometry: Geometry, folder: Path) -> list[TrainingSet]:
+    sets, problems = [], []
+    for position, (train_item, validation_item) in enumerate(zip(section.train, section.validation, strict=True)):
+        try:
+            trained = _decode(manifest, train_item, geometry, folder / f"{position}-train.pixels")
+            validated = _decode(manifest, validation_item, geometry, folder / f"{position}-validation.pixels")
+        except PipelineError as error:
+            problems += str(error).splitlines()
+            continue
+        sets.append(
+            TrainingSet(
+                name=train_item.name,
+                class_names=train_item.class_names or trained.class_names,
+                templates=manifest.prompts.templates,
+                images=trained.images,
+                labels=trained.labels,
+                val_images=validated.images,
+                val_labels=validated.labels,
+                digest=digest_json([trained.digest, validated.digest]),
+            )
+        )
+    if problems:
+        raise ProblemsError(problems)
+    return sets
+
+
+def _decode(manifest: Manifest, item: EvaluationSet, geometry: Geometry, path: Path) -> _Split:
+    """All images of a set's sources, resized for the model; training data must be whole, so a defect is an error."""
+    sources = open_sources(item, manifest.data_root)
+    shape = (sum(map(len, sources)), geometry.height, geometry.width, 3)
+    images: NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="w+", shape=shape)
+    labels = np.empty(shape[0], dtype=np.int64)
+    transform = image_transform(geometry)
+    for row, (image, label) in enumerate(_images(item, sources)):
+        images[row], labels[row] = prepare_image(image, transform), label
+    sha = hashlib.sha256(labels.tobytes())
+    for start in range(0, len(images), 1024):
+        sha.update(images[start : start + 1024].tobytes())
+    return _Split(images, labels, sources[0].class_names, sha.hexdigest())
+
+
+def _images(item: EvaluationSet, sources: Sequence[Source]) -> Iterator[tuple[Image, int]]:
+    for source in sources:
+        for image in source.read(0, len(source)):
+            if image.image is None or image.label is None:
+                reason = image.problem or "has no label"
+                raise SourceError(
+                    f"training set {item.name!r}: {image.sample_id}: {reason}; mend or leave out this image"
+                )
+            yield image.image, image.label

@@ -1,0 +1,87 @@
+"""``pipeline ingest``: every evaluation set to its archive."""
+
+from pathlib import Path
+
+from pipeline.archives.archive import Archive, create_or_open
+from pipeline.archives.ingest import append_segment, plan_segments
+from pipeline.archives.source import Source
+from pipeline.drivers.opening import require_evaluation_sets
+from pipeline.drivers.summary import Summary
+from pipeline.engines.engine import Engine, Job
+from pipeline.errors import ManifestError, PipelineError, ProblemsError
+from pipeline.geometry import Geometry
+from pipeline.manifest.schema import EvaluationSet, Manifest
+from pipeline.models.architectures import load_architecture
+from pipeline.progress import sample_progress
+from pipeline.stages.context import archive_path
+from pipeline.stages.ingest import MakeIngestWorker
+from pipeline.stages.sources import open_sources, resolve_class_names
+from pipeline.stages.work import Report, WorkItem
+from pipeline.store.lease import hold_lease
+
+
+def ingest(manifest: Manifest, engine: Engine) -> Summary:
+    """Make or extend the archives; parts that are there are left alone.
+
+    Raises :class:`ProblemsError` with the problems of all sources before the first image is stored.
+    """
+    require_evaluation_sets(manifest)
+    architecture = load_architecture(manifest.pair.architecture)
+    geometry = architecture.preprocessing(architecture.build()).geometry
+    summary = Summary("ingest", manifest.archives)
+    with hold_lease(Path(manifest.archives)):
+        archives = _list_sources(manifest, geometry)
+        items = []
+        for name, archive in archives.items():
+            missing = archive.missing_parts()
+            summary.skipped += archive.parts - len(missing)
+            items += [WorkItem(name, part) for part in missing]
+        sizes = {item: _rows(archives[item.evaluation_set], item.part) for item in items}
+        with sample_progress("ingest", sum(sizes.values())) as progress:
+
+            def on_report(report: Report) -> None:
+                summary.count(report)
+                progress.advance(sizes[report.item])
+
+            engine.run(Job("ingest", items, MakeIngestWorker(manifest), scores=False), on_report)
+    return summary
+
+
+def _list_sources(manifest: Manifest, geometry: Geometry) -> dict[str, Archive]:
+    """Open every source and every archive, and list what is new, once nothing is wrong with any of them."""
+    opened: dict[str, list[Source]] = {}
+    problems: list[str] = []
+    for item in manifest.evaluation_sets:
+        try:
+            opened[item.name] = list(open_sources(item, manifest.data_root))
+            _check_class_names(item, opened[item.name])
+        except PipelineError as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise ProblemsError(problems)
+    archives = {}
+    for name, sources in opened.items():
+        archive = create_or_open(
+            archive_path(manifest, name),
+            class_names=sources[0].class_names,
+            geometry=geometry,
+            part_rows=manifest.part_rows,
+        )
+        for position in plan_segments(archive, sources):
+            append_segment(archive, sources[position])
+        archives[name] = archive
+    return archives
+
+
+def _check_class_names(item: EvaluationSet, sources: list[Source]) -> None:
+    first = sources[0].class_names
+    for source in sources[1:]:
+        if source.class_names != first:
+            msg = f"evaluation set {item.name!r}: its sources name different classes: {first} and {source.class_names}"
+            raise ManifestError(msg)
+    resolve_class_names(item, first)
+
+
+def _rows(archive: Archive, part: int) -> int:
+    start, stop = archive.part_range(part)
+    return stop - start

@@ -1,0 +1,93 @@
+"""``pipeline precompute``: evidence for every archive part, and from it λ per sample and per batch."""
+
+from pathlib import Path
+
+import torch
+
+from pipeline.drivers.opening import open_run
+from pipeline.drivers.summary import Summary, sum_ledgers
+from pipeline.engines.engine import Engine, Job
+from pipeline.manifest.schema import Manifest
+from pipeline.methods import METHODS, GroupingKind
+from pipeline.models.numeric_kind import choose_device
+from pipeline.models.pair import Pair
+from pipeline.progress import sample_progress
+from pipeline.stages.context import RunContext
+from pipeline.stages.heads import ensure_embeddings
+from pipeline.stages.plan import commit_batches, commit_samples
+from pipeline.stages.precompute import STAGE, MakePrecomputeWorker
+from pipeline.stages.variants import grouping_variant, rule_variant
+from pipeline.stages.work import Report, WorkItem
+from pipeline.store.lease import hold_lease
+from pipeline.store.tables import PartState, part_state
+
+
+def precompute(manifest: Manifest, engine: Engine) -> Summary:
+    """Run both models once over the archives; parts with evidence are left alone, and λ is derived without a forward.
+
+    Raises :class:`~pipeline.errors.StaleCacheError` naming what changed when cached evidence was made from other
+    weights, prompts, class names or images.
+    """
+    with hold_lease(Path(manifest.output)):
+        context, pair = open_run(manifest, engine)
+        summary = Summary(STAGE, manifest.output)
+        items = missing_evidence(context)
+        total = sum(context.archive(item.name).parts for item in manifest.evaluation_sets)
+        summary.skipped = total - len(items)
+        embed(context, pair, summary)
+        sizes = {item: len(context.archive(item.evaluation_set).samples(item.part)) for item in items}
+        with sample_progress(STAGE, sum(sizes.values())) as progress:
+
+            def on_report(report: Report) -> None:
+                summary.count(report)
+                progress.advance(sizes[report.item])
+
+            context.directory.update_record(state="precomputing")
+            engine.run(Job(STAGE, items, MakePrecomputeWorker(context), scores=True), on_report)
+        derive_coefficients(context, wanted_groupings(manifest))
+        totals = sum_ledgers(context.directory.root / "ledger" / STAGE).as_json()
+        context.directory.update_record(state="precomputed", ledger={STAGE: totals})
+        summary.totals = totals
+    return summary
+
+
+def missing_evidence(context: RunContext) -> list[WorkItem]:
+    """Parts without evidence, over all evaluation sets; a torn file counts as missing, a stale one is refused."""
+    missing = []
+    for item in context.manifest.evaluation_sets:
+        archive = context.archive(item.name)
+        for part in range(archive.parts):
+            path = context.directory.evidence(item.name, part)
+            state = part_state(path, context.evidence_fingerprint(item.name, archive, part))
+            if state is not PartState.COMMITTED:
+                missing.append(WorkItem(item.name, part))
+    return missing
+
+
+def embed(context: RunContext, pair: Pair, summary: Summary) -> None:
+    """Class embeddings of all sets that lack them."""
+    device = choose_device(context.manifest.compute.device) if torch.cuda.is_available() else torch.device("cpu")
+    for item in context.manifest.evaluation_sets:
+        summary.ledger.add(ensure_embeddings(context, item.name, pair, device))
+
+
+def derive_coefficients(context: RunContext, kinds: set[GroupingKind]) -> None:
+    """λ per sample and batch plans of the given kinds, where they are not there yet: no forward pass."""
+    directory = context.directory
+    rule = rule_variant(context.manifest.coefficient)
+    for item in context.manifest.evaluation_sets:
+        archive = context.archive(item.name)
+        for part in range(archive.parts):
+            commit_samples(context, item.name, archive, part)
+        directory.write_variant(directory.root / "coefficients" / rule.folder, rule)
+        for kind in sorted(kinds):
+            grouping = grouping_variant(kind, context.manifest.grouping)
+            for window in context.windows(archive):
+                commit_batches(context, item.name, archive, window, kind)
+            directory.write_variant(directory.batches(rule, grouping, item.name, 0).parent, grouping)
+
+
+def wanted_groupings(manifest: Manifest) -> set[GroupingKind]:
+    """The manifest's own grouping, and those of its methods."""
+    kinds = {METHODS[name].grouping for name in manifest.selected_methods}
+    return {manifest.grouping.kind} | {kind for kind in kinds if kind is not None}

@@ -1,0 +1,1 @@
+"""Who runs parts. Every engine takes the same items and workers and leaves the same files."""

@@ -1,0 +1,181 @@
+"""Reading a manifest: YAML, environment variables, paths, and errors that say file, key, value and remedy."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline.errors import ManifestError, ProblemsError
+from pipeline.manifest.schema import Manifest, MedMNISTSource, NpzSource, Section, SyntheticSource, did_you_mean
+
+ROOT_VARIABLE = "PIPELINE_DATA_ROOT"
+VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+SOURCE_KINDS: Mapping[str, type[Section]] = {
+    "medmnist": MedMNISTSource,
+    "npz": NpzSource,
+    "synthetic": SyntheticSource,
+}
+BOUNDS = {"greater_than": (">", "gt"), "greater_than_equal": (">=", "ge"), "less_than_equal": ("<=", "le")}
+
+
+def load_manifest(path: Path, *, output: Path | None = None, data_root: Path | None = None) -> Manifest:
+    """Read, resolve and validate a manifest; ``output`` and ``data_root`` replace what it says.
+
+    ``data_root`` and the environment variable PIPELINE_DATA_ROOT are relative to the working directory, everything in
+    the file is relative to the file.
+
+    Raises
+    ------
+    ManifestError
+        When the file is absent or no YAML mapping.
+    ProblemsError
+        With one line per wrong setting: file, key path, value and remedy.
+    """
+    resolved = _read_mapping(path)
+    variables = dict(os.environ)
+    root = data_root or os.environ.get(ROOT_VARIABLE)
+    if root:
+        variables[ROOT_VARIABLE] = str(Path(root).expanduser().resolve())
+    problems: list[str] = []
+    resolved = _replace_variables(resolved, "", variables, problems)
+    if problems:
+        raise ProblemsError([f"{path}: {problem}" for problem in problems])
+    if root and (data_root or not resolved.get("data_root")):
+        resolved["data_root"] = variables[ROOT_VARIABLE]
+    if output:
+        resolved["output"] = str(output.expanduser().resolve())
+    try:
+        manifest = Manifest.model_validate(resolved)
+    except ValidationError as error:
+        raise ProblemsError([_explain(path, detail) for detail in error.errors()]) from None
+    return _with_absolute_paths(manifest, path.resolve().parent)
+
+
+def manifest_schema() -> dict[str, Any]:
+    """JSON Schema of the manifest."""
+    return Manifest.model_json_schema()
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ManifestError(f"{path}: cannot be read ({reason}); give the path of a manifest") from error
+    except yaml.YAMLError as error:
+        raise ManifestError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(raw, dict):
+        raise ManifestError(f"{path}: must be a mapping of settings, got {type(raw).__name__}")
+    return raw
+
+
+def _replace_variables(value: Any, key: str, variables: Mapping[str, str], problems: list[str]) -> Any:
+    if isinstance(value, dict):
+        return {
+            name: _replace_variables(item, f"{key}.{name}" if key else str(name), variables, problems)
+            for name, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_replace_variables(item, f"{key}[{i}]", variables, problems) for i, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def substitute(match: re.Match[str]) -> str:
+        found = variables.get(match["name"]) or match["default"]
+        if found is None:
+            problems.append(f"{key}: environment variable {match['name']} is not set; set it or write the value")
+            return ""
+        return found
+
+    return VARIABLE.sub(substitute, value)
+
+
+def _explain(path: Path, detail: ErrorDetails) -> str:
+    key = _key_path(detail["loc"])
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = _known_keys(detail["loc"][:-1])
+        return f"{path}: unknown key {key}{did_you_mean(str(detail['loc'][-1]), known)}; known: {', '.join(known)}"
+    if kind == "missing":
+        return f"{path}: {key} is required"
+    if kind in BOUNDS:
+        sign, name = BOUNDS[kind]
+        return f"{path}: {key} must be {sign} {context[name]}, got {detail['input']!r}"
+    if kind == "union_tag_invalid":
+        found = context["tag"]
+        known = list(SOURCE_KINDS)
+        return f"{path}: {key}.kind: unknown source {found!r}{did_you_mean(found, known)}; known: {', '.join(known)}"
+    message = detail["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    shown = "" if kind == "value_error" else f", got {_shortened(detail['input'])}"
+    return f"{path}: {key}: {message}{shown}" if key else f"{path}: {message}{shown}"
+
+
+def _key_path(location: Sequence[str | int]) -> str:
+    """Location as written in YAML; the steps that pydantic adds for unions are left out."""
+    text = ""
+    for part in location:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part not in SOURCE_KINDS and part.isidentifier():
+            text += f".{part}" if text else part
+    return text
+
+
+def _known_keys(location: Sequence[str | int]) -> list[str]:
+    """Keys that the section at ``location`` has, found by walking the models as the location does."""
+    section: type[Section] = Manifest
+    for part in location:
+        if isinstance(part, int):
+            continue
+        if part in SOURCE_KINDS:
+            section = SOURCE_KINDS[part]
+        elif part in section.model_fields:
+            section = _section_of(section.model_fields[part].annotation) or section
+    return list(section.model_fields)
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    found = [_section_of(argument) for argument in getattr(annotation, "__args__", ())]
+    return next((section for section in found if section is not None), None)
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _with_absolute_paths(manifest: Manifest, folder: Path) -> Manifest:
+    def absolute(value: str) -> str:
+        return str((folder / Path(value).expanduser()).resolve())
+
+    def checkpoint(value: str | None) -> str | None:
+        if value is None or value.startswith("hf-hub:") or not ("/" in value or value.endswith(CHECKPOINT_SUFFIXES)):
+            return value
+        return absolute(value)
+
+    data = manifest.model_dump()
+    for key in ("output", "archives"):
+        data[key] = absolute(data[key])
+    data["data_root"] = absolute(data["data_root"]) if data["data_root"] else None
+    pair = data["pair"]
+    if pair["architecture"].endswith(".json"):
+        pair["architecture"] = absolute(pair["architecture"])
+    pair["generalist"], pair["expert"] = checkpoint(pair["generalist"]), checkpoint(pair["expert"])
+    sets = list(data["evaluation_sets"])
+    for training in filter(None, data["finetune"].values()):
+        training["init"] = checkpoint(training["init"])
+        sets += training["train"] + training["validation"]
+    for item in sets:
+        for source in item["source"]:
+            if "path" in source:
+                source["path"] = absolute(source["path"])
+    return Manifest.model_validate(data)

@@ -1,0 +1,1 @@
+"""What knows open_clip: architectures, checkpoints, class embeddings and scoring. Knows nothing of archives."""

@@ -1,0 +1,187 @@
+"""Architectures: the name or JSON configuration of an open_clip model, and a module built from it.
+
+open_clip describes model shapes as JSON data. A configuration of one's own is registered with open_clip under its file
+name and digest, so two files of the same name never shadow each other or a built-in one.
+"""
+
+import difflib
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, cast
+
+import open_clip
+from open_clip.pretrained import download_pretrained_from_hf
+from torch import Tensor, nn
+
+from pipeline.errors import CheckpointError, ManifestError, one_line
+from pipeline.geometry import Geometry
+from pipeline.store.fingerprints import digest_json
+
+HUB_PREFIX = "hf-hub:"
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How an image becomes a model's input: geometry, then (pixel/255 - mean)/std per channel."""
+
+    geometry: Geometry
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def from_open_clip(cls, config: dict[str, Any]) -> "Preprocessing":
+        """Read an open_clip preprocessing configuration (``open_clip.transform.PreprocessCfg`` as a dict)."""
+        size = config["size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return cls(
+            geometry=Geometry(
+                height=height,
+                width=width,
+                interpolation=config["interpolation"],
+                resize_mode=config["resize_mode"],
+                fill_color=config["fill_color"],
+            ),
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+        )
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An open_clip model shape: the reference it came from, the name it is registered under and its configuration."""
+
+    reference: str
+    name: str
+    config: dict[str, Any]
+    preprocessing_overrides: dict[str, Any]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the configuration: equal for equal shapes, whatever the file is called."""
+        return digest_json(self.config)
+
+    @property
+    def quick_gelu(self) -> bool:
+        """Whether the towers use OpenAI's QuickGELU instead of GELU; the weights do not tell."""
+        return bool(self.config.get("quick_gelu", False))
+
+    def build(self) -> nn.Module:
+        """Module in float32 on the CPU, in evaluation mode, with random weights."""
+        with _quiet_open_clip():
+            try:
+                model = open_clip.create_model(
+                    self.name, load_weights=False, pretrained_image=False, pretrained_text=False, precision="fp32"
+                )
+            except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+                msg = (
+                    f"pair.architecture: open_clip cannot build {self.reference!r} ({one_line(error)}); check its keys"
+                )
+                raise CheckpointError(msg) from error
+        return cast("nn.Module", model.eval())
+
+    def tokenizer(self) -> Callable[..., Tensor]:
+        """open_clip's tokenizer for this architecture: texts to token ids [len(texts), context_length]."""
+        with _quiet_open_clip():
+            return cast("Callable[..., Tensor]", open_clip.get_tokenizer(self.name))
+
+    def tokenize(self, prompts: list[str]) -> Tensor:
+        """Token ids [len(prompts), context_length]; see :func:`tokenize_prompts`."""
+        return tokenize_prompts(self.tokenizer(), prompts)
+
+    def preprocessing(self, model: nn.Module, stated: Mapping[str, Any] = MappingProxyType({})) -> Preprocessing:
+        """Preprocessing of ``model``, one that :meth:`build` made, with what a checkpoint's publisher ``stated``."""
+        config = open_clip.get_model_preprocess_cfg(model) | self.preprocessing_overrides | dict(stated)
+        return Preprocessing.from_open_clip(config)
+
+
+def tokenize_prompts(tokenizer: Callable[..., Tensor], prompts: list[str]) -> Tensor:
+    """Token ids [len(prompts), context] of whole prompts.
+
+    open_clip cuts what exceeds the context in silence; here that is a :class:`ManifestError` naming the prompt.
+    """
+    tokens = tokenizer(prompts)
+    context = tokens.shape[1]
+    cut = (tokenizer(prompts, context_length=context + 1)[:, :context] != tokens).any(dim=1)
+    if cut.any():
+        prompt = prompts[int(cut.nonzero()[0])]
+        raise ManifestError(
+            f"prompts: {prompt!r} is longer than the model's {context} tokens and would be cut; shorten the template "
+            "or the class name, or name an architecture with a longer text_cfg.context_length"
+        )
+    return tokens
+
+
+def load_architecture(reference: str) -> Architecture:
+    """Architecture by open_clip name, ``hf-hub:`` id or path of a JSON configuration.
+
+    Raises :class:`CheckpointError` when it is unknown (with the nearest known names), unreadable or not a model
+    configuration.
+    """
+    if reference.startswith(HUB_PREFIX):
+        return _from_hub(reference)
+    if reference.endswith(".json"):
+        return _from_file(Path(reference))
+    name = reference.replace("/", "-")
+    config = open_clip.get_model_config(name)
+    if config is None:
+        near = difflib.get_close_matches(name, open_clip.list_models(), n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        msg = f"pair.architecture: {reference!r} is neither an open_clip architecture nor a .json file{hint}"
+        raise CheckpointError(msg)
+    return Architecture(reference, name, config, {})
+
+
+def _from_file(path: Path) -> Architecture:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        msg = f"pair.architecture: {path}: cannot be read ({error.strerror}); name an existing JSON file"
+        raise CheckpointError(msg) from error
+    except ValueError as error:
+        raise CheckpointError(f"pair.architecture: {path}: is not JSON ({error})") from error
+    absent = sorted({"embed_dim", "vision_cfg", "text_cfg"} - set(config if isinstance(config, dict) else ()))
+    if absent:
+        raise CheckpointError(
+            f"pair.architecture: {path}: lacks {', '.join(absent)}; it is no open_clip model configuration"
+        )
+    return Architecture(path.name, _register(path.stem, config), config, {})
+
+
+def _from_hub(reference: str) -> Architecture:
+    try:
+        path = download_pretrained_from_hf(reference.removeprefix(HUB_PREFIX), filename="open_clip_config.json")
+        published = json.loads(Path(path).read_text(encoding="utf-8"))
+        config = published["model_cfg"]
+    except Exception as error:  # the hub client raises many kinds; all mean that it cannot be had
+        msg = f"pair.architecture: {reference}: cannot be fetched ({one_line(error)}); check the id and the network"
+        raise CheckpointError(msg) from error
+    stem = reference.removeprefix(HUB_PREFIX).replace("/", "-")
+    return Architecture(reference, _register(stem, config), config, published.get("preprocess_cfg", {}))
+
+
+def _register(stem: str, config: dict[str, Any]) -> str:
+    name = f"{stem}-{digest_json(config)[:8]}"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.json"
+        path.write_text(json.dumps(config), encoding="utf-8")
+        open_clip.add_model_config(path)
+    return name
+
+
+@contextmanager
+def _quiet_open_clip() -> Iterator[None]:
+    """Silence open_clip's warning that a model built without weights has none: here that is the intention."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)

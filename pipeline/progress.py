@@ -1,0 +1,51 @@
+"""Progress of long work on standard error, with rate and time left; standard output is kept for results."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINE_SECONDS = 10.0
+
+
+class SampleProgress:
+    """Counts samples; a bar in a terminal, a line every ten seconds elsewhere (a log file, a cluster job)."""
+
+    def __init__(self, name: str, total: int, console: Console, bar: Progress | None) -> None:
+        self._name, self._total, self._console, self._bar = name, total, console, bar
+        self._task = bar.add_task(name, total=total, rate="") if bar else None
+        self._start = self._last_line = time.monotonic()
+        self._done = 0
+
+    def advance(self, samples: int) -> None:
+        """Count ``samples`` more as done."""
+        self._done += samples
+        rate = self._done / max(time.monotonic() - self._start, 1e-9)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=samples, rate=f"{rate:,.0f} images/s")
+        elif time.monotonic() - self._last_line >= LINE_SECONDS or self._done >= self._total:
+            self._last_line = time.monotonic()
+            left = (self._total - self._done) / max(rate, 1e-9)
+            line = f"{self._name}: {self._done:,}/{self._total:,} images, {rate:,.0f} images/s, {left:,.0f} s left"
+            self._console.print(line, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def sample_progress(name: str, total: int) -> Iterator[SampleProgress]:
+    """Show progress of ``total`` samples while the enclosed work goes on; nothing when there is nothing to do."""
+    console = Console(stderr=True)
+    if not console.is_terminal or total == 0:
+        yield SampleProgress(name, total, console, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        yield SampleProgress(name, total, console, bar)

@@ -1,0 +1,117 @@
+"""What lies in a run directory (DESIGN section 6), as the results read it: ``run.json``, folders, parts, settings."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import RunDirectoryError
+
+PART_NAME = re.compile(r"part-(\d{5,})\.(?:parquet|json)")
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionFolder:
+    """Where the predictions of one method for one evaluation set lie."""
+
+    run: Path
+    method: str
+    evaluation_set: str
+
+    @property
+    def path(self) -> Path:
+        """Folder of the Parquet parts."""
+        return self.run / "predictions" / self.method / self.evaluation_set
+
+    @property
+    def ledger(self) -> Path:
+        """Folder of the ledger's parts, one for each part of predictions that a forward was spent on."""
+        return self.run / "ledger" / "infer" / self.method / self.evaluation_set
+
+    def __str__(self) -> str:
+        """Name method and evaluation set the way every message of this room does."""
+        return f"{self.path}: method '{self.method}', evaluation set '{self.evaluation_set}'"
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """Read ``run.json``; :class:`RunDirectoryError` when ``run`` is not a run directory or the file is damaged."""
+    path = run / "run.json"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunDirectoryError(
+            f"{run}: holds no run.json, so it is not a run directory; give the folder that `pipeline precompute` wrote"
+        ) from error
+    except ValueError as error:
+        raise RunDirectoryError(f"{path}: is not valid JSON ({error}); run `pipeline precompute` again") from error
+    if not isinstance(value, dict) or not isinstance(value.get("manifest"), dict):
+        raise RunDirectoryError(f"{path}: holds no manifest; run `pipeline precompute` again")
+    return value
+
+
+def conditions(run_json: dict[str, Any]) -> dict[str, str | None]:
+    """Condition of each evaluation set of the manifest, in the manifest's order."""
+    return {entry["name"]: entry.get("condition") for entry in run_json["manifest"].get("evaluation_sets", [])}
+
+
+def sort_methods(names: Iterable[str], run_json: dict[str, Any]) -> list[str]:
+    """Order methods as the manifest lists them; ``name@settings`` follows ``name``, unlisted names come last."""
+    listed = [str(name) for name in run_json["manifest"].get("methods", [])]
+    return _sorted_as_listed(names, listed)
+
+
+def prediction_folders(run: Path, run_json: dict[str, Any]) -> list[PredictionFolder]:
+    """Every method with each evaluation set that any method has predictions for, evaluation set by evaluation set.
+
+    A folder without a part is listed too where another method has some: the caller decides what that means.
+    """
+    root = run / "predictions"
+    methods = sort_methods(folder_names(root), run_json)
+    filled = {name for method in methods for name in folder_names(root / method) if parts(root / method / name)}
+    methods = [method for method in methods if any(parts(root / method / name) for name in filled)]
+    evaluation_sets = _sorted_as_listed(filled, list(conditions(run_json)))
+    return [PredictionFolder(run, method, name) for name in evaluation_sets for method in methods]
+
+
+def parts(folder: Path) -> dict[int, Path]:
+    """Committed parts of a folder by their index, in order; empty when there is no such folder."""
+    if not folder.is_dir():
+        return {}
+    found = {int(match[1]): path for path in folder.iterdir() if (match := PART_NAME.fullmatch(path.name))}
+    return dict(sorted(found.items()))
+
+
+def folder_names(root: Path) -> list[str]:
+    """Names of the folders in ``root``, hidden ones left out, in alphabetical order."""
+    if not root.is_dir():
+        return []
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def settings(folder: Path) -> Any:
+    """Settings of a rule or method, from the JSON file beside its folder; None where there is no such file."""
+    path = folder.with_name(f"{folder.name}.json")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise RunDirectoryError(f"{path}: is not valid JSON ({error}); run `pipeline infer` again") from error
+
+
+def name_parts(indices: Iterable[int]) -> str:
+    """Part names for a message: the first three, then how many more."""
+    names = [f"part-{index:05d}" for index in sorted(indices)]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _sorted_as_listed(names: Iterable[str], listed: Sequence[str]) -> list[str]:
+    place = {name: position for position, name in enumerate(listed)}
+
+    def key(name: str) -> tuple[int, str]:
+        return (place.get(name, place.get(name.split("@", maxsplit=1)[0], len(listed))), name)
+
+    return sorted(names, key=key)

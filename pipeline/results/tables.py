@@ -1,0 +1,107 @@
+"""Results and ledger for the terminal (rich) and for programs (JSON)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.results.ledger import LedgerRow, cost_text, ledger_rows, model_names
+
+ABSENT = "–"
+
+
+def results_table(frame: pl.DataFrame) -> Table:
+    """Tabulate the metrics of :func:`~pipeline.results.metrics.evaluate_run`, methods grouped by evaluation set.
+
+    Accuracies are percentages with two decimals, the best of each set in bold; Err is 100 for the generalist.
+    """
+    table = _table("Results by evaluation set", "Evaluation set")
+    table.add_column("Method", no_wrap=True)
+    for title in ("Acc. %", "Bal. %", "Err", "Classes", "λ"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for _, rows in frame.group_by("evaluation_set", maintain_order=True):
+        best = rows["accuracy"].max()
+        headings = _headings(rows.row(0, named=True), rows.height)
+        for heading, row in zip(headings, rows.iter_rows(named=True), strict=True):
+            style = "bold" if best is not None and row["accuracy"] == best else ""
+            table.add_row(Text(heading), *(Text(cell, style=style) for cell in _result_cells(row)))
+        table.add_section()
+    return table
+
+
+def results_json(frame: pl.DataFrame) -> list[dict[str, Any]]:
+    """Rows of the metrics as JSON values, fractions unrounded and absent figures null."""
+    return frame.to_dicts()
+
+
+def ledger_table(run_json: Mapping[str, Any]) -> Table:
+    """Tabulate what each stage and method spent, by the ledger totals of ``run.json``.
+
+    The cost class counts image forward calls in units of B, the calls that one plain model needs for the same batches:
+    ``1.00 B`` is the price of one model, ``3.00 B`` that of generalist, expert and merged model together. Merges and
+    skipped merges add up to the batches.
+    """
+    rows = ledger_rows(run_json)
+    models = [name for name in model_names(rows) if any(row.image_calls.get(name) for row in rows)]
+    table = _table("Image forward calls by model, and what else was spent", "Stage, method")
+    for title in ("Cost", *models, "Images", "Text", "Merges", "Skipped"):
+        table.add_column(title, justify="right", no_wrap=True, style="bold" if title == "Cost" else None)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in _ledger_cells(row, models)))
+    return table
+
+
+def percent(value: float | None) -> str:
+    """A fraction as a percentage with two decimals, without the sign."""
+    return ABSENT if value is None else f"{100 * value:.2f}"
+
+
+def decimal(value: float | None, digits: int = 2) -> str:
+    """A figure with a fixed number of decimals."""
+    return ABSENT if value is None else f"{value:,.{digits}f}"
+
+
+def whole(value: int) -> str:
+    """A count with separators between thousands."""
+    return f"{value:,}"
+
+
+def _table(title: str, folding: str) -> Table:
+    """An open table whose first column, ``folding``, gives way on a narrow terminal, so that no figure is ever cut."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column(folding, overflow="fold")
+    return table
+
+
+def _headings(row: Mapping[str, Any], height: int) -> list[str]:
+    """What holds for the whole set, one line beside each of its ``height`` methods, the rest beside the last."""
+    lines = [str(row["evaluation_set"])]
+    lines += [f"({row['condition']})"] if row["condition"] else []
+    lines += [f"{whole(row['samples'])} samples"]
+    lines += [f"+{whole(row['unlabelled'])} unlabelled"] if row["unlabelled"] else []
+    lines += [f"majority {percent(row['majority_rate'])} %"] if row["majority_rate"] is not None else []
+    lines += [""] * (height - len(lines))
+    return [*lines[: height - 1], "\n".join(lines[height - 1 :])]
+
+
+def _result_cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        row["method"],
+        percent(row["accuracy"]),
+        percent(row["balanced_accuracy"]),
+        decimal(row["err"]),
+        f"{row['predicted_classes']}/{row['classes']}",
+        decimal(row["mean_lambda"], 3),
+    ]
+
+
+def _ledger_cells(row: LedgerRow, models: list[str]) -> list[str]:
+    return [
+        f"{row.stage}, {row.method}" if row.method else row.stage,
+        cost_text(row),
+        *(whole(row.image_calls.get(model, 0)) for model in models),
+        *(whole(count) for count in (row.images, row.text_calls, row.merges, row.merges_skipped)),
+    ]

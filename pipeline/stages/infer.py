@@ -1,0 +1,257 @@
+"""Stage two: the batches of one slice of a plan, each scored by its own merged model, to predictions."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.archives.archive import Archive, Window
+from pipeline.methods import METHODS, Method
+from pipeline.models.scorer import Scorer
+from pipeline.stages.context import RunContext
+from pipeline.stages.heads import Heads
+from pipeline.stages.plan import slice_of_each_batch
+from pipeline.stages.reading import PixelBlock, read_ahead, rows_per_read
+from pipeline.stages.scoring_worker import ScoringWorker
+from pipeline.stages.tables import predictions_table, rejects_table
+from pipeline.stages.variants import grouping_variant, method_variant, rule_variant
+from pipeline.stages.work import Report, WorkItem
+from pipeline.store.files import write_json
+from pipeline.store.fingerprints import Fingerprint
+from pipeline.store.ledger import Ledger
+from pipeline.store.tables import read_table, write_table
+
+STAGE = "infer"
+
+
+@dataclass(frozen=True, slots=True)
+class WindowPlan:
+    """The batches of one window and the samples (row, sample_id, label) that they refer to, in order of address."""
+
+    batches: pa.Table
+    samples: pa.Table
+
+
+@dataclass(frozen=True, slots=True)
+class SlicePredictions:
+    """Predictions of a slice, sorted by row, and the samples that got none."""
+
+    table: pa.Table
+    rejects: pa.Table
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    number: int
+    lam: np.float32
+    rows: NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class _Scored:
+    rows: list[NDArray[np.int64]] = field(default_factory=list)
+    logits: list[NDArray[np.float32]] = field(default_factory=list)
+    lam: list[NDArray[np.float32]] = field(default_factory=list)
+    batch: list[NDArray[np.int64]] = field(default_factory=list)
+    unusable: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SliceScorer:
+    """Scores slices of a plan over one archive."""
+
+    archive: Archive
+    scorer: Scorer
+    heads: Heads
+    class_names: list[str]
+    tile: int
+    read_bytes: int
+
+    def score(self, plan: WindowPlan, window: Window, part: int, ledger: Ledger) -> SlicePredictions:
+        """Merge once per batch, in order of λ, and score its images in tiles.
+
+        Batches are independent of one another: the order only lets equal neighbours share a merge.
+        """
+        batches = _batches_of(plan.batches, window, self.archive.part_rows, part)
+        scored = _Scored()
+        merged_before = self.scorer.segment.merges
+        for batch, block in self._with_pixels(batches, ledger):
+            with ledger.phase("merge and forward"):
+                lam = float(batch.lam)
+                logits = self.scorer.merged_logits(block.pixels, lam, self.heads.at(lam), tile=self.tile)
+            self._collect(scored, batch, block, logits)
+        count = sum(len(rows) for rows in scored.rows)
+        merges = self.scorer.segment.merges - merged_before
+        ledger.totals.update(
+            batches=len(batches),
+            merges=merges,
+            merges_skipped=len(batches) - merges,
+            images_read=count,
+            samples=count - len(scored.unusable),
+            rejected=len(scored.unusable),
+        )
+        return self._tables(scored, plan.samples)
+
+    def _with_pixels(self, batches: list[_Batch], ledger: Ledger) -> Iterator[tuple[_Batch, PixelBlock]]:
+        """Each batch with its pixels. Neighbouring batches share one read, bounded in bytes; large ones are cut."""
+        limit = rows_per_read(self.archive, self.read_bytes, self.tile)
+        groups = list(_groups(batches, limit))
+        blocks = read_ahead(self.archive, (np.concatenate([batch.rows for batch in group]) for group in groups))
+        for group in groups:
+            with ledger.phase("read"):
+                block = next(blocks)
+            start = 0
+            for batch in group:
+                stop = start + len(batch.rows)
+                unreadable = {p - start: reason for p, reason in block.unreadable.items() if start <= p < stop}
+                yield batch, PixelBlock(batch.rows, block.pixels[start:stop], unreadable)
+                start = stop
+
+    @staticmethod
+    def _collect(scored: _Scored, batch: _Batch, block: PixelBlock, logits: NDArray[np.float32]) -> None:
+        reasons = dict(block.unreadable)
+        for position in np.flatnonzero(~np.isfinite(logits).all(axis=1)):
+            reasons.setdefault(int(position), "logits are not finite")
+        scored.unusable |= {int(batch.rows[position]): reason for position, reason in reasons.items()}
+        scored.rows.append(batch.rows)
+        scored.logits.append(logits)
+        scored.lam.append(np.full(len(batch.rows), batch.lam))
+        scored.batch.append(np.full(len(batch.rows), batch.number, dtype=np.int64))
+
+    def _tables(self, scored: _Scored, samples: pa.Table) -> SlicePredictions:
+        rows = np.concatenate([np.empty(0, dtype=np.int64), *scored.rows])
+        order = np.argsort(rows)
+        own = samples.take(pa.array(np.searchsorted(samples["row"].to_numpy(), rows[order])))
+        rejected = np.isin(rows[order], np.fromiter(scored.unusable, dtype=np.int64))
+        kept = order[~rejected]
+        logits = np.concatenate([np.empty((0, len(self.class_names)), dtype=np.float32), *scored.logits])
+        table = predictions_table(
+            own.filter(pa.array(~rejected)),
+            batch=np.concatenate([np.empty(0, dtype=np.int64), *scored.batch])[kept],
+            lam=np.concatenate([np.empty(0, dtype=np.float32), *scored.lam])[kept],
+            logits=logits[kept],
+            class_names=self.class_names,
+        )
+        reasons = {int(p): scored.unusable[int(rows[order[p]])] for p in np.flatnonzero(rejected)}
+        return SlicePredictions(table, rejects_table(own, reasons))
+
+
+def _batches_of(batches: pa.Table, window: Window, part_rows: int, part: int) -> list[_Batch]:
+    slices = slice_of_each_batch(batches["size"].to_numpy(), window, part_rows)
+    chosen = batches.filter(pa.array(slices == part)).sort_by([("lambda", "ascending"), ("batch", "ascending")])
+    numbers, lambdas = chosen["batch"].to_numpy(), chosen["lambda"].to_numpy()
+    lists = chosen["rows"].combine_chunks()
+    flat, offsets = lists.flatten().to_numpy(), np.append(0, np.cumsum(chosen["size"].to_numpy()))
+    return [
+        _Batch(int(number), lam, flat[offsets[i] : offsets[i + 1]])
+        for i, (number, lam) in enumerate(zip(numbers, lambdas, strict=True))
+    ]
+
+
+def _groups(batches: list[_Batch], limit: int) -> Iterator[list[_Batch]]:
+    """Runs of batches of at most ``limit`` rows; a larger batch is cut into pieces of the same number and λ."""
+    group: list[_Batch] = []
+    size = 0
+    for batch in batches:
+        for start in range(0, len(batch.rows), limit):
+            piece = _Batch(batch.number, batch.lam, batch.rows[start : start + limit])
+            if group and size + len(piece.rows) > limit:
+                yield group
+                group, size = [], 0
+            group.append(piece)
+            size += len(piece.rows)
+    if group:
+        yield group
+
+
+class InferWorker(ScoringWorker):
+    """Commits predictions, slice by slice, from the cached batch plan."""
+
+    def __init__(self, context: RunContext) -> None:
+        super().__init__(context)
+        self._cached: tuple[tuple[str, str, int], WindowPlan] | None = None
+
+    def run(self, item: WorkItem) -> Report:
+        """Score one slice and commit it."""
+        assert item.method is not None
+        name, method = item.evaluation_set, METHODS[item.method]
+        archive = self.context.archive(name)
+        window = window_of(self.context, archive, item.part)
+        plan = self._plan(name, method, archive, window)
+        ledger = Ledger()
+        predictions = self.slice_scorer(name, archive, method).score(plan, window, item.part, ledger)
+        return self.commit(item, archive, window, predictions, ledger)
+
+    def slice_scorer(self, name: str, archive: Archive, method: Method) -> SliceScorer:
+        """Scorer of an evaluation set's slices in the method's tile: one image for ``t3``, else min(tile, batch)."""
+        compute, grouping = self.context.manifest.compute, self.context.manifest.grouping
+        tile = 1 if method.grouping == "sample" else min(compute.tile, grouping.batch_size)
+        return SliceScorer(
+            archive=archive,
+            scorer=self.scorer,
+            heads=self.heads(name),
+            class_names=self.context.class_names(name, archive),
+            tile=tile,
+            read_bytes=compute.read_bytes,
+        )
+
+    def commit(
+        self, item: WorkItem, archive: Archive, window: Window, predictions: SlicePredictions, ledger: Ledger
+    ) -> Report:
+        """Commit a slice's rejects, ledger and predictions, the predictions last."""
+        assert item.method is not None
+        name, part = item.evaluation_set, item.part
+        directory, variant = self.context.directory, method_variant(item.method, self.context.manifest)
+        fingerprint = slice_fingerprint(self.context, name, archive, window, part, METHODS[item.method])
+        stage = f"{STAGE}/{variant.folder}"
+        self.book(ledger)
+        with ledger.phase("write"):
+            write_table(directory.rejects(stage, name, part), predictions.rejects, fingerprint)
+        write_json(directory.ledger(stage, name, part), ledger.as_json())
+        write_table(directory.predictions(variant, name, part), predictions.table, fingerprint)
+        return Report(item, samples=len(predictions.table), rejected=len(predictions.rejects), ledger=ledger)
+
+    def _plan(self, name: str, method: Method, archive: Archive, window: Window) -> WindowPlan:
+        assert method.grouping is not None
+        key = (name, method.name, window.index)
+        if self._cached is None or self._cached[0] != key:
+            rule = rule_variant(self.context.manifest.coefficient)
+            grouping = grouping_variant(method.grouping, self.context.manifest.grouping)
+            batches = read_table(self.context.directory.batches(rule, grouping, name, window.index))
+            self._cached = (key, WindowPlan(batches, window_samples(archive, window)))
+        return self._cached[1]
+
+
+@dataclass(frozen=True, slots=True)
+class MakeInferWorker:
+    """Factory of stage two's workers."""
+
+    context: RunContext
+
+    def __call__(self) -> InferWorker:
+        """Load the pair in this process."""
+        return InferWorker(self.context)
+
+
+def window_of(context: RunContext, archive: Archive, part: int) -> Window:
+    """The window that an archive part lies in."""
+    return next(w for w in context.windows(archive) if w.first_part <= part < w.first_part + w.parts)
+
+
+def window_samples(archive: Archive, window: Window) -> pa.Table:
+    """Samples (row, sample_id, label) of a window, in order of address."""
+    parts = range(window.first_part, window.first_part + window.parts)
+    return pa.concat_tables(archive.samples(part).select(["row", "sample_id", "label"]) for part in parts)
+
+
+def slice_fingerprint(
+    context: RunContext, name: str, archive: Archive, window: Window, part: int, method: Method
+) -> Fingerprint:
+    """What one slice of a merging method's predictions depends on, whether λ was cached or computed on the fly."""
+    assert method.grouping is not None
+    rule = rule_variant(context.manifest.coefficient)
+    grouping = grouping_variant(method.grouping, context.manifest.grouping)
+    batches = context.batches_fingerprint(name, archive, window, rule, grouping)
+    return context.predictions_fingerprint(batches, part, method.name)

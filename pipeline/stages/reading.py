@@ -1,0 +1,52 @@
+"""Pixels of an archive, read ahead of the device in bounded pieces, unreadable rows set apart."""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.archives.archive import Archive
+from pipeline.errors import ArchiveError
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class PixelBlock:
+    """Pixels [n, H, W, 3] of ``rows``, in their order; ``unreadable`` gives the reason by position, its pixels zero."""
+
+    rows: Rows
+    pixels: NDArray[np.uint8]
+    unreadable: dict[int, str]
+
+
+def read_block(archive: Archive, rows: Rows) -> PixelBlock:
+    """Read ``rows``; a damaged chunk costs the rows in it, never the block (DESIGN rule 7)."""
+    try:
+        return PixelBlock(rows, archive.read(rows), {})
+    except ArchiveError:
+        mask, reasons = archive.readable(rows)
+        pixels = np.zeros((len(rows), archive.geometry.height, archive.geometry.width, 3), dtype=np.uint8)
+        pixels[mask] = archive.read(rows[mask])
+        return PixelBlock(rows, pixels, {i: str(reason) for i, reason in enumerate(reasons) if not mask[i]})
+
+
+def read_ahead(archive: Archive, pieces: Iterable[Rows]) -> Iterator[PixelBlock]:
+    """Blocks of ``pieces`` in order, the next one being read in a thread while the caller uses the present one."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pending: Future[PixelBlock] | None = None
+        for rows in pieces:
+            following = pool.submit(read_block, archive, rows)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()
+
+
+def rows_per_read(archive: Archive, read_bytes: int, multiple: int) -> int:
+    """How many rows fit in ``read_bytes`` of pixels: a multiple of ``multiple``, at least one of it."""
+    image_bytes = archive.geometry.height * archive.geometry.width * 3
+    return max(1, read_bytes // image_bytes // multiple) * multiple

@@ -1,0 +1,110 @@
+"""Schemas of the run's tables (DESIGN section 6) and the tables themselves, from arrays."""
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.coefficients.divergence import Evidence, log_softmax, stored_divergence
+from pipeline.coefficients.grouping import BatchPlan
+from pipeline.coefficients.rules import Branch, Coefficients
+
+REJECTS_SCHEMA = pa.schema([("row", pa.int64()), ("sample_id", pa.string()), ("reason", pa.string())])
+BRANCH_LABELS = [branch.label for branch in Branch]
+
+
+def evidence_table(samples: pa.Table, evidence: Evidence) -> pa.Table:
+    """Evidence of the samples (row, sample_id, label) of one part."""
+    return pa.table(
+        {
+            "row": samples["row"],
+            "sample_id": samples["sample_id"],
+            "label": samples["label"],
+            "logits_generalist": fixed_size_lists(evidence.logits_generalist),
+            "logits_expert": fixed_size_lists(evidence.logits_expert),
+            "entropy_generalist": evidence.entropy_generalist.astype(np.float32),
+            "entropy_expert": evidence.entropy_expert.astype(np.float32),
+            "js": stored_divergence(evidence.js),
+        }
+    )
+
+
+def read_evidence(table: pa.Table) -> Evidence:
+    """Evidence from its table: figures are derived again from the stored logits, in float64."""
+    return Evidence.from_logits(
+        matrix_from_lists(table["logits_generalist"]), matrix_from_lists(table["logits_expert"])
+    )
+
+
+def samples_table(evidence: pa.Table, coefficients: Coefficients) -> pa.Table:
+    """Coefficients of the samples of one part."""
+    branches = pa.DictionaryArray.from_arrays(pa.array(coefficients.branch), pa.array(BRANCH_LABELS))
+    return pa.table(
+        {
+            "row": evidence["row"],
+            "sample_id": evidence["sample_id"],
+            "lambda_raw": coefficients.lambda_raw,
+            "lambda": coefficients.lam,
+            "branch": branches.cast(pa.string()),
+        }
+    )
+
+
+def batches_table(plan: BatchPlan, first_address: int) -> pa.Table:
+    """Batch plan of one window. Batches are numbered from the window's first address: unique, whatever λ does."""
+    rows = pa.ListArray.from_arrays(pa.array(plan.offsets.astype(np.int32)), pa.array(plan.rows))
+    return pa.table(
+        {
+            "batch": np.arange(first_address, first_address + len(plan), dtype=np.int64),
+            "size": plan.sizes.astype(np.int32),
+            "lambda": plan.lam,
+            "lambda_min": plan.lambda_min,
+            "lambda_max": plan.lambda_max,
+            "rows": rows,
+        }
+    )
+
+
+def predictions_table(
+    samples: pa.Table,
+    *,
+    batch: NDArray[np.int64] | None,
+    lam: NDArray[np.float32],
+    logits: NDArray[np.float32],
+    class_names: list[str],
+) -> pa.Table:
+    """Predictions for samples (row, sample_id, label), in the order given. ``batch`` None: no batch was formed."""
+    predicted = logits.argmax(axis=1).astype(np.int32)
+    return pa.table(
+        {
+            "row": samples["row"],
+            "sample_id": samples["sample_id"],
+            "batch": pa.nulls(len(samples), pa.int64()) if batch is None else pa.array(batch),
+            "lambda": lam,
+            "prediction": predicted,
+            "class_name": pa.array(class_names).take(pa.array(predicted)),
+            "probabilities": fixed_size_lists(np.exp(log_softmax(logits)).astype(np.float32)),
+            "label": samples["label"],
+        }
+    )
+
+
+def rejects_table(samples: pa.Table, reasons: dict[int, str]) -> pa.Table:
+    """Rejects: the samples at the positions that ``reasons`` names."""
+    positions = sorted(reasons)
+    chosen = samples.take(pa.array(positions, pa.int64()))
+    return pa.table(
+        [chosen["row"], chosen["sample_id"], pa.array([reasons[p] for p in positions], pa.string())],
+        schema=REJECTS_SCHEMA,
+    )
+
+
+def fixed_size_lists(matrix: NDArray[np.float32]) -> pa.FixedSizeListArray:
+    """Matrix [N, C] as one list of C values per row."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
+
+
+def matrix_from_lists(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """Matrix [N, C] of a column of lists of C values."""
+    size = column.type.list_size
+    flat: NDArray[np.float32] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(-1, size)

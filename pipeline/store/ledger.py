@@ -1,0 +1,58 @@
+"""The ledger: what a part of work cost, counted while it ran.
+
+``forward_calls`` counts calls of a tower and ``forward_images`` the images (or prompts) in them, padding left out, per
+model. Clocks are kept here and nowhere else, so that results of equal work have equal bytes.
+"""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+MODELS = ("generalist", "expert", "merged")
+PER_MODEL = ("image_forward_calls", "image_forward_images", "text_forward_calls", "text_forward_images")
+TOTALS = ("merges", "merges_skipped", "images_read", "batches", "samples", "rejected")
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Counts per model, counts, and seconds by phase; ledgers add up."""
+
+    per_model: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in PER_MODEL})
+    totals: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time of the enclosed work to ``name``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def add(self, other: "Ledger") -> None:
+        """Add another ledger's counts and seconds to this one."""
+        for name in PER_MODEL:
+            self.per_model[name].update(other.per_model[name])
+        self.totals.update(other.totals)
+        for name, value in other.seconds.items():
+            self.seconds[name] += value
+
+    def as_json(self) -> dict[str, Any]:
+        """Counts (every name present, zero where nothing happened) and seconds by phase."""
+        counts: dict[str, Any] = {name: {model: self.per_model[name][model] for model in MODELS} for name in PER_MODEL}
+        counts |= {name: self.totals[name] for name in TOTALS}
+        return {"counts": counts, "seconds": {name: round(value, 6) for name, value in sorted(self.seconds.items())}}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Ledger":
+        """Read what :meth:`as_json` wrote."""
+        counts = value["counts"]
+        return cls(
+            per_model={name: Counter(counts[name]) for name in PER_MODEL},
+            totals=Counter({name: counts[name] for name in TOTALS}),
+            seconds=defaultdict(float, value["seconds"]),
+        )

@@ -1,0 +1,1 @@
+"""Makes generalists and experts: contrastive classification over class prompts, resumable to the byte."""

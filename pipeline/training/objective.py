@@ -1,0 +1,111 @@
+"""What is minimised: cross-entropy over zero-shot logits against class embeddings that carry a gradient.
+
+Legend: B images, H height, W width, C classes (colour channels in pixels), T templates, D embedding width.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.errors import TrainingError
+from pipeline.models.class_embeddings import encode_classes, fill_templates
+from pipeline.training.batches import augment, normalise
+from pipeline.training.settings import TrainingSet, TrainingSettings
+
+VALIDATION_BATCH = 256
+LOGIT_SCALE_MAX = math.log(100)
+
+Tokenizer = Callable[..., Tensor]
+
+
+class Objective:
+    """Loss and accuracy of one model on one training set."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        training_set: TrainingSet,
+        settings: TrainingSettings,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+    ) -> None:
+        self._model, self._set, self._device = model, training_set, device
+        self._tokens = tokenise(tokenizer, training_set).to(device)
+        self._padding = _crop_padding(training_set, settings)
+        self._horizontal_flip = settings.horizontal_flip
+        self._mean, self._std = (torch.tensor(value, dtype=torch.float32, device=device) for value in (mean, std))
+
+    def loss(self, rows: npt.NDArray[np.int64], generator: torch.Generator) -> Tensor:
+        """Mean cross-entropy of the augmented training images at ``rows``."""
+        pixels_BHWC = torch.from_numpy(np.array(self._set.images[rows])).to(self._device)
+        labels_B = torch.from_numpy(np.array(self._set.labels[rows], dtype=np.int64)).to(self._device)
+        pixels_BHWC = augment(
+            pixels_BHWC, padding=self._padding, horizontal_flip=self._horizontal_flip, generator=generator
+        )
+        return functional.cross_entropy(self._logits(pixels_BHWC, self._class_embeddings()), labels_B)
+
+    @torch.inference_mode()
+    def accuracy(self) -> float:
+        """Fraction of validation images classified correctly; the caller puts the model in evaluation mode."""
+        embeddings_CD = self._class_embeddings()
+        correct = 0
+        for start in range(0, len(self._set.val_images), VALIDATION_BATCH):
+            rows = slice(start, start + VALIDATION_BATCH)
+            pixels_BHWC = torch.from_numpy(np.array(self._set.val_images[rows])).to(self._device)
+            predictions_B = self._logits(pixels_BHWC, embeddings_CD).argmax(dim=1).cpu().numpy()
+            correct += int((predictions_B == self._set.val_labels[rows]).sum())
+        return correct / len(self._set.val_images)
+
+    def _class_embeddings(self) -> Tensor:
+        return encode_classes(self._model, self._tokens, len(self._set.class_names))
+
+    def _logits(self, pixels_BHWC: Tensor, embeddings_CD: Tensor) -> Tensor:
+        input_BCHW = normalise(pixels_BHWC, self._mean, self._std)
+        features_BD = cast("Tensor", self._model.encode_image(input_BCHW, normalize=True))  # type: ignore[operator]
+        return _logit_scale(self._model).exp() * features_BD @ embeddings_CD.T
+
+
+@torch.no_grad()
+def clamp_logit_scale(model: nn.Module) -> None:
+    """Keep exp(logit_scale) at most 100, as CLIP's own training does."""
+    _logit_scale(model).clamp_(max=LOGIT_SCALE_MAX)
+
+
+def tokenise(tokenizer: Tokenizer, training_set: TrainingSet) -> Tensor:
+    """Tokens [C·T, context] of the set's prompts; open_clip cuts long prompts in silence, this refuses them."""
+    prompts = fill_templates(training_set.class_names, training_set.templates)
+    tokens = tokenizer(prompts)
+    context = tokens.shape[1]
+    longer = tokenizer(prompts, context_length=context + 1)
+    cut = (longer[:, :context] != tokens).any(dim=1)
+    if cut.any():
+        prompt = prompts[int(cut.nonzero()[0])]
+        raise TrainingError(
+            f"{training_set.name}: the prompt {prompt!r} is longer than the model's {context} tokens and would be cut; "
+            "shorten the template or the class name, or raise text_cfg.context_length of the architecture"
+        )
+    return tokens
+
+
+def _logit_scale(model: nn.Module) -> Tensor:
+    return cast("Tensor", model.logit_scale)
+
+
+def _crop_padding(training_set: TrainingSet, settings: TrainingSettings) -> int:
+    side = min(training_set.images.shape[1:3])
+    padding = side // 8 if settings.crop_padding is None else settings.crop_padding
+    if padding >= side:
+        raise TrainingError(
+            f"training.crop_padding must be smaller than the {side}-pixel images of {training_set.name!r}, "
+            f"got {padding}"
+        )
+    return padding

@@ -1,0 +1,18 @@
+"""Fixtures that every room may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of real public images; tests that need it are skipped where it is absent."""
+    value = os.environ.get("PIPELINE_DATA_ROOT")
+    if value is None:
+        pytest.skip("PIPELINE_DATA_ROOT is not set: no real images here")
+    root = Path(value)
+    if not root.is_dir():
+        pytest.skip(f"PIPELINE_DATA_ROOT={value} is not a folder: no real images here")
+    return root

@@ -1,0 +1,120 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.results.layout import read_run
+from pipeline.results.ledger import ledger_rows
+from pipeline.results.metrics import evaluate_run
+from pipeline.results.summary import find_answer, method_means
+from pipeline.results.tables import ledger_table, results_json, results_table
+
+from .run_factory import minimal_run, predicted_part, study_run, totals
+
+
+def shown(table: Table, width: int = 200) -> str:
+    console = Console(width=width, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def ledger(precompute: dict[str, Any], **infer: dict[str, Any]) -> dict[str, Any]:
+    return {"manifest": {"methods": ["t3", "online"]}, "ledger": {"precompute": precompute, "infer": infer}}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pl.DataFrame]:
+    run = study_run(tmp_path_factory.mktemp("study") / "run")
+    return run, evaluate_run(run)
+
+
+def test_results_table_names_each_set_once_and_rounds_to_two_decimals(study: tuple[Path, pl.DataFrame]) -> None:
+    text = shown(results_table(study[1]))
+    assert text.count("night-archive") == 1
+    first = study[1].row(0, named=True)
+    assert f"{100 * first['accuracy']:.2f}" in text
+    assert "1,492 unlabelled" in text
+
+
+def test_best_accuracy_of_each_set_is_bold(study: tuple[Path, pl.DataFrame]) -> None:
+    table = results_table(study[1])
+    column = list(table.columns[2].cells)
+    expected = study[1].with_columns(best=pl.col("accuracy") == pl.col("accuracy").max().over("evaluation_set"))
+    bold = [getattr(cell, "style", "") == "bold" for cell in column]
+    assert bold == [bool(best) for best in expected["best"].fill_null(value=False)]
+
+
+def test_markup_in_names_is_shown_as_written(tmp_path: Path) -> None:
+    run = minimal_run(tmp_path, {"[red]set": None}, ["t3"])
+    predicted_part(run, "t3", "[red]set", 0, [0, 1], [0, 1], [0, 1])
+    assert "[red]set" in shown(results_table(evaluate_run(run)))
+
+
+def test_no_figure_is_cut_on_a_narrow_terminal(study: tuple[Path, pl.DataFrame]) -> None:
+    for table in (results_table(study[1]), ledger_table(read_run(study[0]))):
+        assert "…" not in shown(table, width=80)
+
+
+def test_results_json_is_json_with_nulls(study: tuple[Path, pl.DataFrame]) -> None:
+    values = results_json(study[1])
+    assert json.loads(json.dumps(values, allow_nan=False)) == values
+    assert values[-1]["accuracy"] is None
+
+
+def test_cost_counts_models_per_batch() -> None:
+    stage_one = totals({"generalist": 10, "expert": 10}, 320, 0, 0, 10, 1.0)
+    rows = ledger_rows(
+        ledger(
+            stage_one,
+            online=totals({"generalist": 10, "expert": 10, "merged": 10}, 320, 10, 0, 10, 1.0),
+            t3=totals({"merged": 10}, 320, 8, 2, 10, 1.0),
+        )
+    )
+    assert [(row.method, row.cost) for row in rows] == [(None, 2.0), ("t3", 1.0), ("online", 3.0)]
+
+
+def test_batches_larger_than_the_tile_do_not_count_as_more_models() -> None:
+    stage_one = totals({"generalist": 10, "expert": 10}, 320, 0, 0, 1, 1.0)
+    rows = ledger_rows(ledger(stage_one, t3=totals({"merged": 10}, 320, 5, 0, 5, 1.0)))
+    assert [row.cost for row in rows] == [2.0, 1.0]
+
+
+def test_a_method_read_from_evidence_has_no_cost() -> None:
+    row = ledger_rows(ledger({}, t3=totals({}, 0, 0, 0, 0, 0.0)))[0]
+    assert row.cost is None
+
+
+def test_ledger_table_shows_calls_and_cost(study: tuple[Path, pl.DataFrame]) -> None:
+    text = shown(ledger_table(read_run(study[0])))
+    for expected in ("precompute", "2.00 B", "1.00 B", "3.00 B", "merged", "118"):
+        assert expected in text
+
+
+def test_ledger_table_of_a_run_without_ledger_is_empty() -> None:
+    assert ledger_table({"manifest": {}}).row_count == 0
+
+
+def test_method_means_average_over_labelled_sets(study: tuple[Path, pl.DataFrame]) -> None:
+    frame = study[1]
+    for means in method_means(frame):
+        rows = frame.filter((pl.col("method") == means.method) & (pl.col("samples") > 0)).to_dicts()
+        accuracy = {row["condition"]: row["accuracy"] for row in rows}
+        assert means.accuracy == pytest.approx(sum(accuracy.values()) / 4)
+        assert means.ood == pytest.approx(sum(accuracy[name] for name in ("base-to-novel", "noise", "digital")) / 3)
+        assert means.mce == pytest.approx(sum(row["err"] for row in rows if row["condition"] != "in-domain") / 3)
+        assert means.collapsed_sets == (means.method == "expert")
+
+
+def test_answer_names_the_best_method_its_gain_and_its_equals(tmp_path: Path) -> None:
+    run = minimal_run(tmp_path, {"pbc": None}, ["generalist", "t3", "dawin"])
+    predicted_part(run, "generalist", "pbc", 0, range(4), [0, 0, 0, 0], [0, 0, 1, 1])
+    for method in ("t3", "dawin"):
+        predicted_part(run, method, "pbc", 0, range(4), [0, 0, 0, 1], [0, 0, 1, 1])
+    answer = find_answer(evaluate_run(run))
+    assert answer is not None
+    assert (answer.best.method, answer.equals, answer.points) == ("t3", ("dawin",), 25.0)
