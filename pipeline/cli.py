@@ -8,10 +8,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pipeline.engines.engine import EngineName
 from pipeline.errors import PipelineError
 from pipeline.manifest import Manifest, load_manifest, manifest_schema
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+HELP = "Test-time merging of medical vision-language models: precompute λ once, then infer at the price of one model."
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 manifest_app = typer.Typer(no_args_is_help=True, help="About the manifest itself.")
 bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks: ratios measured side by side, and memory as N grows.")
 app.add_typer(manifest_app, name="manifest")
@@ -23,7 +26,7 @@ Output = Annotated[Path | None, typer.Option("--output", help="Run directory to 
 DataRoot = Annotated[
     Path | None, typer.Option("--data-root", help="Folder of published files; else PIPELINE_DATA_ROOT.")
 ]
-EngineOption = Annotated[str, typer.Option("--engine", help="ray: a pool of workers; local: this process.")]
+EngineOption = Annotated[EngineName, typer.Option("--engine", help="ray: a pool of workers; local: this process.")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Workers instead of compute.workers.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
 
@@ -187,7 +190,7 @@ def bench_merge(
     as_json: Json = False,
 ) -> None:
     """One merge against the usual state_dict loop, side by side."""
-    from pipeline.bench import merge_speed
+    from pipeline.benchmarks.merge_speed import merge_speed
 
     result = merge_speed(architecture, pairs)
     _print_json(result) if as_json else print(result["text"])
@@ -200,13 +203,13 @@ def bench_memory(
     as_json: Json = False,
 ) -> None:
     """Largest unique set size of any process in precompute and infer, as the archive grows."""
-    from pipeline.bench_memory import memory_growth
+    from pipeline.benchmarks.memory_growth import memory_growth
 
     result = memory_growth(images or [20_000, 200_000], folder)
     _print_json(result) if as_json else print(result["text"])
 
 
-def _engine(name: str, manifest: Manifest, workers: int | None) -> Any:
+def _engine(name: EngineName, manifest: Manifest, workers: int | None) -> Any:
     from pipeline.engines.engine import choose_engine
 
     return choose_engine(name, manifest, workers)

@@ -46,7 +46,7 @@ def arrival(rows: Rows, lambdas: Lambdas, *, batch_size: int, first_address: int
 
 
 def by_lambda(rows: Rows, lambdas: Lambdas, *, batch_size: int) -> BatchPlan:
-    """Rows sorted by λ (ties by row), ``batch_size`` a batch; λ is the mean. With ``batch_size=1``, each row's own λ."""
+    """Rows sorted by λ (ties by row), ``batch_size`` a batch; λ is the mean. With 1 a batch, each row's own λ."""
     order = np.lexsort((rows, lambdas))
     ascending = lambdas[order]
     starts = np.arange(0, len(order), batch_size, dtype=np.int64)

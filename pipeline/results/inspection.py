@@ -16,7 +16,8 @@ def _archive_lines(found: Mapping[str, Any]) -> list[str]:
         f"  classes   {', '.join(found['class_names'])}",
         f"  images    {found['samples']:,} accepted, {found['rejected']:,} rejected, "
         f"{geometry['height']}x{geometry['width']} pixels ({geometry['resize_mode']}, {geometry['interpolation']})",
-        f"  parts     {parts['written']} written, {_numbers(parts['missing'])} missing, {found['part_rows']:,} rows each",
+        f"  parts     {parts['written']} written, {_numbers(parts['missing'])} missing, "
+        f"{found['part_rows']:,} rows each",
     ]
     for position, segment in enumerate(found["segments"]):
         described = ", ".join(f"{name} {value}" for name, value in segment.items() if name not in {"rows", "parts"})

@@ -46,7 +46,7 @@ def ledger_table(run_json: Mapping[str, Any]) -> Table:
     """
     rows = ledger_rows(run_json)
     models = [name for name in model_names(rows) if any(row.image_calls.get(name) for row in rows)]
-    table = _table("Image forward calls by model, and what else was spent", "Stage, method")
+    table = _table("Image forward calls by model, and what else was spent", "Stage or method")
     for title in ("Cost", *models, "Images", "Text", "Merges", "Skipped"):
         table.add_column(title, justify="right", no_wrap=True, style="bold" if title == "Cost" else None)
     for row in rows:
@@ -100,7 +100,7 @@ def _result_cells(row: Mapping[str, Any]) -> list[str]:
 
 def _ledger_cells(row: LedgerRow, models: list[str]) -> list[str]:
     return [
-        f"{row.stage}, {row.method}" if row.method else row.stage,
+        row.method or row.stage,
         cost_text(row),
         *(whole(row.image_calls.get(model, 0)) for model in models),
         *(whole(count) for count in (row.images, row.text_calls, row.merges, row.merges_skipped)),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.errors import TrainingError
+from pipeline.models.architectures import tokenize_prompts
 from pipeline.models.class_embeddings import encode_classes, fill_templates
 from pipeline.training.batches import augment, normalise
 from pipeline.training.settings import TrainingSet, TrainingSettings
@@ -39,7 +40,8 @@ class Objective:
         device: torch.device,
     ) -> None:
         self._model, self._set, self._device = model, training_set, device
-        self._tokens = tokenise(tokenizer, training_set).to(device)
+        prompts = fill_templates(training_set.class_names, training_set.templates)
+        self._tokens = tokenize_prompts(tokenizer, prompts).to(device)
         self._padding = _crop_padding(training_set, settings)
         self._horizontal_flip = settings.horizontal_flip
         self._mean, self._std = (torch.tensor(value, dtype=torch.float32, device=device) for value in (mean, std))
@@ -78,22 +80,6 @@ class Objective:
 def clamp_logit_scale(model: nn.Module) -> None:
     """Keep exp(logit_scale) at most 100, as CLIP's own training does."""
     _logit_scale(model).clamp_(max=LOGIT_SCALE_MAX)
-
-
-def tokenise(tokenizer: Tokenizer, training_set: TrainingSet) -> Tensor:
-    """Tokens [C·T, context] of the set's prompts; open_clip cuts long prompts in silence, this refuses them."""
-    prompts = fill_templates(training_set.class_names, training_set.templates)
-    tokens = tokenizer(prompts)
-    context = tokens.shape[1]
-    longer = tokenizer(prompts, context_length=context + 1)
-    cut = (longer[:, :context] != tokens).any(dim=1)
-    if cut.any():
-        prompt = prompts[int(cut.nonzero()[0])]
-        raise TrainingError(
-            f"{training_set.name}: the prompt {prompt!r} is longer than the model's {context} tokens and would be cut; "
-            "shorten the template or the class name, or raise text_cfg.context_length of the architecture"
-        )
-    return tokens
 
 
 def _logit_scale(model: nn.Module) -> Tensor:
