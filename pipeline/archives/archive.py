@@ -24,7 +24,7 @@ from pipeline.errors import ArchiveError, PipelineError
 from pipeline.geometry import Geometry
 from pipeline.store.files import TEMPORARY_PREFIX, write_json
 from pipeline.store.fingerprints import Fingerprint, digest_json
-from pipeline.store.tables import PartState, part_state, read_metadata, read_table
+from pipeline.store.tables import PartMetadata, PartState, part_state, read_metadata, read_table
 
 FORMAT_VERSION = 1
 RECORD_NAME = "archive.json"
@@ -67,6 +67,7 @@ class Archive:
     def __init__(self, path: Path, record: ArchiveRecord) -> None:
         self.path = path
         self._record = record
+        self._footers: dict[int, PartMetadata] = {}
         shape = (record.geometry.height, record.geometry.width, 3)
         self.pixels = PixelStore(path / "images.zarr", shape, record.chunk_rows, record.shard_rows)
 
@@ -156,6 +157,10 @@ class Archive:
         self._check_written(self.samples_path(part), part)
         return read_table(self.samples_path(part))
 
+    def accepted(self, part: int) -> int:
+        """Count of the accepted images of ``part``, from the file's footer: cheap."""
+        return self._footer(part).rows
+
     def rejects(self, part: int) -> pa.Table:
         """Rejected images of ``part``: row, sample_id, source, reason; sorted by row."""
         self._check_written(self.rejects_path(part), part)
@@ -163,11 +168,7 @@ class Archive:
 
     def part_digest(self, part: int) -> str:
         """SHA-256 over the geometry and all accepted samples of ``part``, from the file's footer: cheap."""
-        self._check_written(self.samples_path(part), part)
-        metadata = read_metadata(self.samples_path(part))
-        if metadata is None or "content" not in metadata.extra:
-            raise ArchiveError(f"{self.samples_path(part)}: damaged; delete this file and run ingest again")
-        return metadata.extra["content"]
+        return self._footer(part).extra["content"]
 
     def read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """Pixels [n, H, W, 3] of ``rows``: any order, duplicates allowed; :class:`ArchiveError` names unreadable rows.
@@ -204,6 +205,17 @@ class Archive:
         _write_record(self.path / RECORD_NAME, grown)
         self._record = grown
         return segment
+
+    def _footer(self, part: int) -> PartMetadata:
+        """Footer of a samples file, read once: a committed part never changes."""
+        if part not in self._footers:
+            path = self.samples_path(part)
+            self._check_written(path, part)
+            metadata = read_metadata(path)
+            if metadata is None or "content" not in metadata.extra:
+                raise ArchiveError(f"{path}: damaged; delete this file and run ingest again")
+            self._footers[part] = metadata
+        return self._footers[part]
 
     def _check_written(self, path: Path, part: int) -> None:
         self.segment_of(part)

@@ -53,3 +53,19 @@ class Source(Protocol):
         raises :class:`pipeline.errors.SourceError`.
         """
         ...
+
+
+class FirstImages:
+    """The first ``limit`` images of a source, under an identity of their own."""
+
+    def __init__(self, source: Source, limit: int) -> None:
+        self._source, self._limit = source, limit
+        self.class_names = source.class_names
+        self.identity: dict[str, JSON] = {**source.identity, "limit": limit}
+
+    def __len__(self) -> int:
+        return min(self._limit, len(self._source))
+
+    def read(self, start: int, stop: int) -> Iterator[SourceImage]:
+        """Images ``start`` to ``stop`` of the source."""
+        return self._source.read(start, stop)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.drivers.opening import open_run
-from pipeline.drivers.precompute import derive_coefficients, embed, missing_evidence
+from pipeline.drivers.opening import open_run, record_run
+from pipeline.drivers.precompute import accepted_images, derive_coefficients, embed, missing_evidence
 from pipeline.drivers.summary import Summary, sum_ledgers
 from pipeline.engines.engine import Engine, Job
 from pipeline.errors import ManifestError, RunDirectoryError
@@ -12,7 +12,7 @@ from pipeline.manifest.schema import Manifest, check_method
 from pipeline.methods import METHODS, Method
 from pipeline.progress import sample_progress
 from pipeline.stages.context import RunContext
-from pipeline.stages.infer import STAGE, MakeInferWorker, slice_fingerprint, window_of
+from pipeline.stages.infer import STAGE, MakeInferWorker, slice_fingerprints, window_of
 from pipeline.stages.online import MakeOnlineWorker
 from pipeline.stages.plain import commit_plain
 from pipeline.stages.variants import method_variant
@@ -31,16 +31,17 @@ def infer(manifest: Manifest, engine: Engine, *, names: Sequence[str] = (), onli
     with hold_lease(Path(manifest.output)):
         context, pair = open_run(manifest, engine)
         summary = Summary(STAGE, manifest.output)
-        embed(context, pair, summary)
         if not online:
             _require_evidence(context)
+        missing = _missing_slices(context, [method for method in methods if method.grouping is not None], summary)
+        embed(context, pair, summary)
+        record_run(context, "inferring")
+        if not online:
             derive_coefficients(context, {method.grouping for method in methods if method.grouping is not None})
-        context.directory.update_record(state="inferring")
         for method in methods:
             if method.grouping is None:
                 _commit_plain_model(context, method, summary)
-        merging = [method for method in methods if method.grouping is not None]
-        _run(context, engine, merging, summary, online=online)
+        _run(context, engine, missing, summary, online=online)
         totals = _record(context, methods)
         context.directory.update_record(state="inferred", ledger={STAGE: totals})
         summary.totals = totals
@@ -81,21 +82,17 @@ def _commit_plain_model(context: RunContext, method: Method, summary: Summary) -
                 summary.skipped += 1
 
 
-def _run(context: RunContext, engine: Engine, methods: list[Method], summary: Summary, *, online: bool) -> None:
-    slices = _missing_slices(context, methods, summary)
-    sizes = {item: len(context.archive(item.evaluation_set).samples(item.part)) for item in slices}
-    items, make_worker = slices, MakeInferWorker(context)
-    if online:
-        items = list(dict.fromkeys(_window_item(context, item) for item in slices))
-    total = sum(sizes.values())
+def _run(context: RunContext, engine: Engine, slices: list[WorkItem], summary: Summary, *, online: bool) -> None:
+    total = sum(accepted_images(context, slices).values())
+    items = list(dict.fromkeys(_window_item(context, item) for item in slices)) if online else slices
+    make_worker = MakeOnlineWorker(context) if online else MakeInferWorker(context)
     with sample_progress(STAGE, total) as progress:
 
         def on_report(report: Report) -> None:
             summary.count(report)
             progress.advance(report.samples)
 
-        factory = MakeOnlineWorker(context) if online else make_worker
-        engine.run(Job(STAGE, items, factory, scores=True), on_report)
+        engine.run(Job(STAGE, items, make_worker, scores=True), on_report)
 
 
 def _missing_slices(context: RunContext, methods: list[Method], summary: Summary) -> list[WorkItem]:
@@ -104,14 +101,14 @@ def _missing_slices(context: RunContext, methods: list[Method], summary: Summary
         variant = method_variant(method.name, context.manifest)
         for item in context.manifest.evaluation_sets:
             archive = context.archive(item.name)
-            for part in range(archive.parts):
-                window = window_of(context, archive, part)
-                fingerprint = slice_fingerprint(context, item.name, archive, window, part, method)
-                path = context.directory.predictions(variant, item.name, part)
-                if part_state(path, fingerprint) is PartState.COMMITTED:
-                    summary.skipped += 1
-                else:
-                    missing.append(WorkItem(item.name, part, method.name))
+            for window in context.windows(archive):
+                wanted = slice_fingerprints(context, item.name, archive, window, method)
+                for part, fingerprint in wanted.items():
+                    path = context.directory.predictions(variant, item.name, part)
+                    if part_state(path, fingerprint) is not PartState.COMMITTED:
+                        missing.append(WorkItem(item.name, part, method.name))
+                summary.skipped += len(wanted)
+    summary.skipped -= len(missing)
     return missing
 
 
@@ -130,6 +127,6 @@ def _record(context: RunContext, methods: list[Method]) -> dict[str, object]:
         variant = method_variant(method.name, context.manifest)
         directory.write_variant(directory.root / "predictions" / variant.folder, variant)
         merged = method.grouping is not None
-        ledger = sum_ledgers(directory.root / "ledger" / STAGE / variant.folder) if merged else Ledger()
+        ledger = sum_ledgers(directory.root / "ledger", f"{STAGE}/{variant.folder}") if merged else Ledger()
         totals[variant.folder] = ledger.as_json()
     return totals

@@ -19,7 +19,7 @@ RECORDED_PACKAGES = ("pipeline", "torch", "open_clip_torch", "numpy", "pyarrow",
 
 
 def open_run(manifest: Manifest, engine: Engine) -> tuple[RunContext, Pair]:
-    """Load and check the pair, the archives and the numeric kind, and record them in ``run.json``.
+    """Load and check the pair, the archives and the numeric kind. Nothing is written yet.
 
     Raises :class:`ProblemsError` with every problem of every evaluation set, or the pair's; and
     :class:`NumericKindError` when the run was begun in another numeric kind.
@@ -35,9 +35,20 @@ def open_run(manifest: Manifest, engine: Engine) -> tuple[RunContext, Pair]:
     if problems:
         raise ProblemsError(problems)
     context = RunContext(manifest, identify(pair), dict(engine.numeric_kind()))
-    class_names = {name: context.class_names(name, archive) for name, archive in archives.items()}
+    for name, archive in archives.items():
+        context.class_names(name, archive)
     _check_kind(context)
+    return context, pair
+
+
+def record_run(context: RunContext, state: str) -> None:
+    """Write what the run is made of to ``run.json``, once nothing cached contradicts it."""
+    manifest = context.manifest
+    class_names = {
+        item.name: context.class_names(item.name, context.archive(item.name)) for item in manifest.evaluation_sets
+    }
     context.directory.update_record(
+        state=state,
         manifest={**manifest.model_dump(mode="json"), "methods": manifest.selected_methods},
         versions={"python": platform.python_version()} | {name: _version(name) for name in RECORDED_PACKAGES},
         seeds=manifest.seeds.model_dump(),
@@ -45,7 +56,6 @@ def open_run(manifest: Manifest, engine: Engine) -> tuple[RunContext, Pair]:
         fingerprints=context.pair.as_inputs(),
         class_names=class_names,
     )
-    return context, pair
 
 
 def load_manifest_pair(manifest: Manifest) -> Pair:

@@ -1,10 +1,11 @@
 """``pipeline precompute``: evidence for every archive part, and from it λ per sample and per batch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from pipeline.drivers.opening import open_run
+from pipeline.drivers.opening import open_run, record_run
 from pipeline.drivers.summary import Summary, sum_ledgers
 from pipeline.engines.engine import Engine, Job
 from pipeline.manifest.schema import Manifest
@@ -13,6 +14,7 @@ from pipeline.models.numeric_kind import choose_device
 from pipeline.models.pair import Pair
 from pipeline.progress import sample_progress
 from pipeline.stages.context import RunContext
+from pipeline.stages.heads import STAGE as EMBED
 from pipeline.stages.heads import ensure_embeddings
 from pipeline.stages.plan import commit_batches, commit_samples
 from pipeline.stages.precompute import STAGE, MakePrecomputeWorker
@@ -35,17 +37,17 @@ def precompute(manifest: Manifest, engine: Engine) -> Summary:
         total = sum(context.archive(item.name).parts for item in manifest.evaluation_sets)
         summary.skipped = total - len(items)
         embed(context, pair, summary)
-        sizes = {item: len(context.archive(item.evaluation_set).samples(item.part)) for item in items}
+        record_run(context, "precomputing")
+        sizes = accepted_images(context, items)
         with sample_progress(STAGE, sum(sizes.values())) as progress:
 
             def on_report(report: Report) -> None:
                 summary.count(report)
                 progress.advance(sizes[report.item])
 
-            context.directory.update_record(state="precomputing")
             engine.run(Job(STAGE, items, MakePrecomputeWorker(context), scores=True), on_report)
         derive_coefficients(context, wanted_groupings(manifest))
-        totals = sum_ledgers(context.directory.root / "ledger" / STAGE).as_json()
+        totals = sum_ledgers(context.directory.root / "ledger", STAGE, EMBED).as_json()
         context.directory.update_record(state="precomputed", ledger={STAGE: totals})
         summary.totals = totals
     return summary
@@ -62,6 +64,12 @@ def missing_evidence(context: RunContext) -> list[WorkItem]:
             if state is not PartState.COMMITTED:
                 missing.append(WorkItem(item.name, part))
     return missing
+
+
+def accepted_images(context: RunContext, items: Sequence[WorkItem]) -> dict[WorkItem, int]:
+    """How many images each item's archive part holds."""
+    archives = {item.name: context.archive(item.name) for item in context.manifest.evaluation_sets}
+    return {item: archives[item.evaluation_set].accepted(item.part) for item in items}
 
 
 def embed(context: RunContext, pair: Pair, summary: Summary) -> None:

@@ -57,9 +57,10 @@ class Summary:
         return "\n".join(lines)
 
 
-def sum_ledgers(folder: Path) -> Ledger:
-    """Sum of all part ledgers below ``folder``."""
+def sum_ledgers(folder: Path, *stages: str) -> Ledger:
+    """Sum of the ledgers of all parts of ``stages``, over all evaluation sets, below ``folder``."""
     total = Ledger()
-    for path in sorted(folder.glob("*/part-*.json")):
-        total.add(Ledger.from_json(json.loads(path.read_text(encoding="utf-8"))))
+    for stage in stages:
+        for path in sorted((folder / stage).glob("*/part-*.json")):
+            total.add(Ledger.from_json(json.loads(path.read_text(encoding="utf-8"))))
     return total

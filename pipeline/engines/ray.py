@@ -65,12 +65,14 @@ class RayEngine:
 
     def numeric_kind(self) -> Mapping[str, str]:
         """Numeric kind of a worker: measured in a task on the cluster's GPUs if it has any, else here."""
-        _connect(self.workers)
         compute = self.manifest.compute
-        measure = ray.remote(_measure_kind).options(num_cpus=READ_CPUS, num_gpus=1)
         settings = (compute.device, self.manifest.pair.precision, compute.threads, compute.tile)
-        if compute.device == "cpu" or not ray.cluster_resources().get("GPU"):
+        if compute.device == "cpu":
             return _measure_kind(*settings)
+        _connect(self.workers)
+        if not ray.cluster_resources().get("GPU"):
+            return _measure_kind(*settings)
+        measure = ray.remote(_measure_kind).options(num_cpus=READ_CPUS, num_gpus=1)
         kind: Mapping[str, str] = ray.get(measure.remote(*settings))
         return kind
 

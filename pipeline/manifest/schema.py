@@ -28,6 +28,9 @@ class Pair(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
+Limit = Annotated[int | None, Field(ge=1, description="only the first images, in the order of the file")]
+
+
 class MedMNISTSource(Section):
     """An official MedMNIST set; the file is taken from the data root after its MD5 is checked, else downloaded."""
 
@@ -35,6 +38,7 @@ class MedMNISTSource(Section):
     flag: str = Field(description="name in the medmnist package, such as breastmnist")
     size: Literal[28, 64, 128, 224] = 28
     split: Literal["train", "val", "test"]
+    limit: Limit = None
 
 
 class NpzSource(Section):
@@ -44,6 +48,7 @@ class NpzSource(Section):
     path: str = Field(description="the file; relative to the manifest")
     split: str
     class_names: Annotated[list[str], Field(min_length=2)]
+    limit: Limit = None
 
 
 class SyntheticSource(Section):

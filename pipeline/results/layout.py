@@ -30,6 +30,11 @@ class PredictionFolder:
         """Folder of the ledger's parts, one for each part of predictions that a forward was spent on."""
         return self.run / "ledger" / "infer" / self.method / self.evaluation_set
 
+    @property
+    def rejects(self) -> Path:
+        """Folder of the images that stage two had to set apart."""
+        return self.run / "rejects" / "infer" / self.method / self.evaluation_set
+
     def __str__(self) -> str:
         """Name method and evaluation set the way every message of this room does."""
         return f"{self.path}: method '{self.method}', evaluation set '{self.evaluation_set}'"

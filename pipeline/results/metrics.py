@@ -31,6 +31,7 @@ METRICS_SCHEMA = pa.schema(
         ("condition", pa.string()),
         ("samples", pa.int64()),
         ("unlabelled", pa.int64()),
+        ("rejected", pa.int64()),
         ("accuracy", pa.float64()),
         ("balanced_accuracy", pa.float64()),
         ("err", pa.float64()),
@@ -51,6 +52,7 @@ class Tally:
     predicted_C: NDArray[np.int64]
     rows: RowSet = field(default_factory=RowSet)
     unlabelled: int = 0
+    rejected: int = 0
     lambda_sum: float = 0.0
     lambda_count: int = 0
     part_fingerprints: dict[str, str] = field(default_factory=dict)
@@ -65,10 +67,10 @@ def evaluate_run(run: Path) -> pl.DataFrame:
     """Compute the metrics of every method and evaluation set with predictions, and write ``RUN/metrics.parquet``.
 
     Returns one row for each evaluation set and method, in the manifest's order. ``samples`` counts labelled rows only,
-    ``unlabelled`` the others; ``accuracy``, ``balanced_accuracy`` and ``majority_rate`` are fractions, null where
-    nothing is labelled; ``err`` is 100·(1-Acc)/(1-Acc_generalist), null where the generalist makes no error or was not
-    scored; ``predicted_classes`` of ``classes`` and ``mean_lambda`` count unlabelled rows too; ``fingerprint`` is the
-    digest over the fingerprints of all parts read.
+    ``unlabelled`` the others, ``rejected`` those that stage two set apart; ``accuracy``, ``balanced_accuracy`` and
+    ``majority_rate`` are fractions, null where nothing is labelled; ``err`` is 100·(1-Acc)/(1-Acc_generalist), null
+    where the generalist makes no error or was not scored; ``predicted_classes`` of ``classes`` and ``mean_lambda``
+    count unlabelled rows too; ``fingerprint`` is the digest over the fingerprints of all parts read.
 
     Raises :class:`RunDirectoryError` naming method and evaluation set when a part is missing or torn, a row appears
     twice, or the methods of an evaluation set do not cover the same rows or differ in their labels.
@@ -97,13 +99,14 @@ def score(tally: Tally, generalist: Tally | None) -> dict[str, Any]:
     """Compute the metrics of one tally; ``generalist`` is the same evaluation set's tally for Err, if there is one."""
     samples = int(tally.confusion_CC.sum())
     correct = int(np.trace(tally.confusion_CC))
-    mistakes_generalist = generalist.mistakes if generalist else 0
+    error_generalist = generalist.mistakes / int(generalist.confusion_CC.sum()) if generalist and samples else 0.0
     return {
         "samples": samples,
         "unlabelled": tally.unlabelled,
+        "rejected": tally.rejected,
         "accuracy": correct / samples if samples else None,
         "balanced_accuracy": balanced_accuracy(tally.confusion_CC),
-        "err": 100 * tally.mistakes / mistakes_generalist if mistakes_generalist else None,
+        "err": 100 * (tally.mistakes / samples) / error_generalist if error_generalist else None,
         "majority_rate": int(tally.confusion_CC.sum(axis=1).max()) / samples if samples else None,
         "classes": len(tally.predicted_C),
         "predicted_classes": int(np.count_nonzero(tally.predicted_C)),
@@ -143,7 +146,8 @@ def _tally_methods(folders: list[PredictionFolder]) -> dict[str, Tally]:
             unseen = present - parts(folder.path).keys()
             raise RunDirectoryError(f"{folder}: {_difference(tally.rows, reference, origin, unseen)}")
         first = next(iter(tallies.values()), tally)
-        if not np.array_equal(first.confusion_CC.sum(axis=1), tally.confusion_CC.sum(axis=1)):
+        comparable = first.rejected == tally.rejected == 0
+        if comparable and not np.array_equal(first.confusion_CC.sum(axis=1), tally.confusion_CC.sum(axis=1)):
             raise RunDirectoryError(
                 f"{folder}: the labels differ from those of method '{next(iter(tallies))}'; "
                 "delete this folder and run `pipeline infer`"
@@ -208,6 +212,10 @@ def _tally(folder: PredictionFolder) -> Tally:
         table = read_table(path, ["row", "lambda", "prediction", "label"])
         _count(tally, cast(pl.DataFrame, pl.from_arrow(table)), f"{folder}: {path.name}")
     assert tally is not None, "a folder without parts is refused before"
+    for path in parts(folder.rejects).values():
+        rejected = read_table(path, ["row"])["row"].to_numpy()
+        tally.rows.add(rejected)
+        tally.rejected += len(rejected)
     return tally
 
 

@@ -89,7 +89,7 @@ def _headings(row: Mapping[str, Any], height: int) -> list[str]:
 
 def _result_cells(row: Mapping[str, Any]) -> list[str]:
     return [
-        row["method"],
+        row["method"] + (f" ({whole(row['rejected'])} rejected)" if row["rejected"] else ""),
         percent(row["accuracy"]),
         percent(row["balanced_accuracy"]),
         decimal(row["err"]),

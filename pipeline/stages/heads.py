@@ -13,10 +13,12 @@ from pipeline.models.class_embeddings import ClassHead, HeadCurve, TextTower, fi
 from pipeline.models.pair import Pair
 from pipeline.stages.context import RunContext
 from pipeline.stages.tables import fixed_size_lists, matrix_from_lists
+from pipeline.store.files import write_json
 from pipeline.store.ledger import Ledger
 from pipeline.store.tables import PartState, part_state, read_metadata, read_table, write_table
 
 CURVE, EXACT = "curve", "exact"
+STAGE = "embed"
 
 
 class Heads(Protocol):
@@ -66,6 +68,7 @@ def ensure_embeddings(context: RunContext, name: str, pair: Pair, device: torch.
         if curve is None:
             curve = HeadCurve.through(tower, np.array([0.0, 1.0]), tokens, len(class_names))
     _count(ledger, tower)
+    write_json(context.directory.ledger(STAGE, name, 0), ledger.as_json())
     extra = {"kind": kind, "logit_error": repr(curve.error)}
     write_table(path, _table(curve, class_names), fingerprint, extra)
     return ledger

@@ -204,7 +204,7 @@ class InferWorker(ScoringWorker):
         assert item.method is not None
         name, part = item.evaluation_set, item.part
         directory, variant = self.context.directory, method_variant(item.method, self.context.manifest)
-        fingerprint = slice_fingerprint(self.context, name, archive, window, part, METHODS[item.method])
+        fingerprint = slice_fingerprints(self.context, name, archive, window, METHODS[item.method])[part]
         stage = f"{STAGE}/{variant.folder}"
         self.book(ledger)
         with ledger.phase("write"):
@@ -246,12 +246,13 @@ def window_samples(archive: Archive, window: Window) -> pa.Table:
     return pa.concat_tables(archive.samples(part).select(["row", "sample_id", "label"]) for part in parts)
 
 
-def slice_fingerprint(
-    context: RunContext, name: str, archive: Archive, window: Window, part: int, method: Method
-) -> Fingerprint:
-    """What one slice of a merging method's predictions depends on, whether λ was cached or computed on the fly."""
+def slice_fingerprints(
+    context: RunContext, name: str, archive: Archive, window: Window, method: Method
+) -> dict[int, Fingerprint]:
+    """What each slice of a window's predictions depends on, by part, whether λ was cached or computed on the fly."""
     assert method.grouping is not None
     rule = rule_variant(context.manifest.coefficient)
     grouping = grouping_variant(method.grouping, context.manifest.grouping)
     batches = context.batches_fingerprint(name, archive, window, rule, grouping)
-    return context.predictions_fingerprint(batches, part, method.name)
+    parts = range(window.first_part, window.first_part + window.parts)
+    return {part: context.predictions_fingerprint(batches, part, method.name) for part in parts}

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pipeline.archives.archive import Archive, Window
 from pipeline.methods import METHODS, Method
 from pipeline.stages.context import RunContext
-from pipeline.stages.infer import InferWorker, WindowPlan, slice_fingerprint, window_samples
+from pipeline.stages.infer import InferWorker, WindowPlan, slice_fingerprints, window_samples
 from pipeline.stages.plan import derive_batches, derive_samples
 from pipeline.stages.precompute import PrecomputeWorker
 from pipeline.stages.variants import method_variant
@@ -29,25 +30,29 @@ class OnlineWorker(InferWorker, PrecomputeWorker):
         name, method = item.evaluation_set, METHODS[item.method]
         archive = self.context.archive(name)
         window = self.context.windows(archive)[item.part]
-        parts = range(window.first_part, window.first_part + window.parts)
+        wanted = slice_fingerprints(self.context, name, archive, window, method)
+        variant = method_variant(method.name, self.context.manifest)
         ledger = Ledger()
-        plan, unusable = self._plan_on_the_fly(name, method, item.part, ledger)
+        plan, rejected = self._plan_on_the_fly(name, method, archive, window, ledger)
         scorer = self.slice_scorer(name, archive, method)
-        total, samples, rejected = Ledger(), 0, unusable
-        for part in parts:
-            if self._is_committed(name, method, item.part, part):
+        total, samples = Ledger(), 0
+        for part, fingerprint in wanted.items():
+            path = self.context.directory.predictions(variant, name, part)
+            if part_state(path, fingerprint) is PartState.COMMITTED:
                 continue
             predictions = scorer.score(plan, window, part, ledger)
             report = self.commit(WorkItem(name, part, item.method), archive, window, predictions, ledger)
             total.add(ledger)
             samples, rejected = samples + report.samples, rejected + report.rejected
+            # The window's first passes are booked on the first slice that is committed.
             ledger = Ledger()
         return Report(item, samples=samples, rejected=rejected, ledger=total)
 
-    def _plan_on_the_fly(self, name: str, method: Method, index: int, ledger: Ledger) -> tuple[WindowPlan, int]:
+    def _plan_on_the_fly(
+        self, name: str, method: Method, archive: Archive, window: Window, ledger: Ledger
+    ) -> tuple[WindowPlan, int]:
+        """Batches of a window by evidence that is measured now and kept nowhere, and the count of images without it."""
         assert method.grouping is not None
-        archive = self.context.archive(name)
-        window = self.context.windows(archive)[index]
         parts = range(window.first_part, window.first_part + window.parts)
         measuring = Ledger()
         measured = [self.measure(name, archive, part, measuring) for part in parts]
@@ -57,13 +62,6 @@ class OnlineWorker(InferWorker, PrecomputeWorker):
         samples = pa.concat_tables(derive_samples(self.context, part.table) for part in measured)
         batches = derive_batches(self.context, archive, window, method.grouping, samples)
         return WindowPlan(batches, window_samples(archive, window)), sum(len(part.rejects) for part in measured)
-
-    def _is_committed(self, name: str, method: Method, index: int, part: int) -> bool:
-        archive = self.context.archive(name)
-        window = self.context.windows(archive)[index]
-        path = self.context.directory.predictions(method_variant(method.name, self.context.manifest), name, part)
-        fingerprint = slice_fingerprint(self.context, name, archive, window, part, method)
-        return part_state(path, fingerprint) is PartState.COMMITTED
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.archives.medmnist import open_medmnist
 from pipeline.archives.npz import NpzSource
-from pipeline.archives.source import Source
+from pipeline.archives.source import FirstImages, Source
 from pipeline.archives.synthetic import SyntheticSource
 from pipeline.errors import ManifestError, PipelineError, ProblemsError
 from pipeline.manifest import schema
@@ -15,9 +15,10 @@ def open_source(spec: schema.SourceSpec, data_root: str | None) -> Source:
     """Open one source; ``SourceError`` when it is absent, empty or damaged."""
     match spec:
         case schema.MedMNISTSource():
-            return open_medmnist(spec.flag, spec.split, spec.size, Path(data_root) if data_root else None)
+            root = Path(data_root) if data_root else None
+            return _limited(open_medmnist(spec.flag, spec.split, spec.size, root), spec.limit)
         case schema.NpzSource():
-            return NpzSource(Path(spec.path), spec.split, spec.class_names)
+            return _limited(NpzSource(Path(spec.path), spec.split, spec.class_names), spec.limit)
         case schema.SyntheticSource():
             return SyntheticSource(
                 spec.count,
@@ -28,6 +29,10 @@ def open_source(spec: schema.SourceSpec, data_root: str | None) -> Source:
                 severity=spec.severity,
                 size=spec.size,
             )
+
+
+def _limited(source: Source, limit: int | None) -> Source:
+    return source if limit is None else FirstImages(source, limit)
 
 
 def open_sources(item: schema.EvaluationSet, data_root: str | None) -> Sequence[Source]:
