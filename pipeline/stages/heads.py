@@ -13,6 +13,7 @@ from pipeline.models.class_embeddings import ClassHead, HeadCurve, TextTower, fi
 from pipeline.models.pair import Pair
 from pipeline.stages.context import RunContext
 from pipeline.stages.tables import fixed_size_lists, matrix_from_lists
+from pipeline.stages.variants import embeddings_variant
 from pipeline.store.files import write_json
 from pipeline.store.ledger import Ledger
 from pipeline.store.tables import PartState, part_state, read_metadata, read_table, write_table
@@ -52,7 +53,8 @@ def ensure_embeddings(context: RunContext, name: str, pair: Pair, device: torch.
     generalist's: one head, stored at both ends.
     """
     archive = context.archive(name)
-    path, fingerprint = context.directory.embeddings(name), context.embeddings_fingerprint(name, archive)
+    variant = embeddings_variant(name, context.manifest.prompts)
+    path, fingerprint = context.directory.embeddings(variant), context.embeddings_fingerprint(name, archive)
     ledger = Ledger()
     if part_state(path, fingerprint) is PartState.COMMITTED:
         return ledger
@@ -70,6 +72,7 @@ def ensure_embeddings(context: RunContext, name: str, pair: Pair, device: torch.
     _count(ledger, tower)
     write_json(context.directory.ledger(STAGE, name, 0), ledger.as_json())
     extra = {"kind": kind, "logit_error": repr(curve.error)}
+    context.directory.write_variant(path.parent, variant)
     write_table(path, _table(curve, class_names), fingerprint, extra)
     return ledger
 
@@ -77,7 +80,7 @@ def ensure_embeddings(context: RunContext, name: str, pair: Pair, device: torch.
 def load_heads(context: RunContext, name: str, pair: Pair, device: torch.device) -> tuple[Heads, TextTower | None]:
     """Heads from the stored embeddings, and the text tower when every λ needs it."""
     archive = context.archive(name)
-    path = context.directory.embeddings(name)
+    path = context.directory.embeddings(embeddings_variant(name, context.manifest.prompts))
     assert part_state(path, context.embeddings_fingerprint(name, archive)) is PartState.COMMITTED
     metadata = read_metadata(path)
     assert metadata is not None

@@ -4,6 +4,8 @@ from pipeline.manifest.schema import Coefficient, Grouping, Manifest, Prompts
 from pipeline.methods import METHODS, GroupingKind, Method
 from pipeline.store.run_directory import Variant
 
+EMBEDDING_FIELDS = {"embeddings", "curve_tolerance"}
+
 
 def rule_variant(coefficient: Coefficient) -> Variant:
     """The manifest's rule with its settings."""
@@ -22,6 +24,12 @@ def grouping_variant(kind: GroupingKind, grouping: Grouping) -> Variant:
     return Variant(kind, settings, is_default=settings == defaults)
 
 
+def embeddings_variant(evaluation_set: str, prompts: Prompts) -> Variant:
+    """Class embeddings of an evaluation set: a curve within its tolerance, or exact heads, each in its own folder."""
+    settings, defaults = prompts.model_dump(include=EMBEDDING_FIELDS), Prompts().model_dump(include=EMBEDDING_FIELDS)
+    return Variant(evaluation_set, settings, is_default=settings == defaults)
+
+
 def method_variant(name: str, manifest: Manifest) -> Variant:
     """A method with every setting that its answers depend on, beyond the evidence."""
     method: Method = METHODS[name]
@@ -29,11 +37,11 @@ def method_variant(name: str, manifest: Manifest) -> Variant:
         return Variant(name, {}, is_default=True)
     rule = rule_variant(manifest.coefficient)
     grouping = grouping_variant(method.grouping, manifest.grouping)
-    embeddings = manifest.prompts.embeddings
-    is_default = rule.is_default and grouping.is_default and embeddings == Prompts().embeddings
+    embeddings = embeddings_variant(name, manifest.prompts)
+    is_default = rule.is_default and grouping.is_default and embeddings.is_default
     settings = {
         "rule": {"name": rule.name, **rule.settings},
         "grouping": {"name": grouping.name, **grouping.settings},
-        "embeddings": embeddings,
+        **embeddings.settings,
     }
     return Variant(name, settings, is_default=is_default)

@@ -53,9 +53,9 @@ class RunDirectory:
         folder = self.root / "coefficients" / rule.folder / evaluation_set / "batches" / grouping.folder
         return folder / part_name(window)
 
-    def embeddings(self, evaluation_set: str) -> Path:
-        """Class embeddings at the nodes of the λ curve."""
-        return self.root / "embeddings" / evaluation_set / part_name(0)
+    def embeddings(self, embeddings: Variant) -> Path:
+        """Class embeddings at the nodes of the λ curve; the variant is named after its evaluation set."""
+        return self.root / "embeddings" / embeddings.folder / part_name(0)
 
     def predictions(self, method: Variant, evaluation_set: str, part: int) -> Path:
         """Predictions of one slice of the batch plan."""
