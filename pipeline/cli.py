@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pipeline.engines.engine import EngineName
 from pipeline.errors import PipelineError
-from pipeline.manifest import Manifest, load_manifest, manifest_schema
+from pipeline.manifest import ROLES, Manifest, Role, load_manifest, manifest_schema
 
 HELP = "Test-time merging of medical vision-language models: precompute λ once, then infer at the price of one model."
 
@@ -47,9 +47,10 @@ def main() -> None:
 @app.command()
 def validate(manifest: ManifestPath, data_root: DataRoot = None) -> None:
     """Check everything that can be checked before work starts: manifest, pair, prompts, sources, archives."""
+    settings = load_manifest(manifest, data_root=data_root)
     from pipeline.drivers.validate import validate as check
 
-    for line in check(load_manifest(manifest, data_root=data_root)):
+    for line in check(settings):
         print(line)
     print("valid")
 
@@ -63,27 +64,24 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Decode and resize every evaluation set once, into Zarr archives."""
+    settings = load_manifest(manifest, data_root=data_root)
     from pipeline.drivers.ingest import ingest as run
 
-    settings = load_manifest(manifest, data_root=data_root)
     _print_summary(run(settings, _engine(engine, settings, workers)), as_json=as_json)
 
 
 @app.command()
 def finetune(
     manifest: ManifestPath,
-    role: Annotated[str | None, typer.Option("--role", help="generalist or expert; by default what is set.")] = None,
+    role: Annotated[Role | None, typer.Option("--role", help="Train this one only.")] = None,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
     """Train the generalist, the expert or both, as the manifest's finetune section says; resumes by itself."""
-    from pipeline.drivers.finetune import ROLES, Role
+    settings = load_manifest(manifest, data_root=data_root)
     from pipeline.drivers.finetune import finetune as run
 
-    if role is not None and role not in ROLES:
-        raise typer.BadParameter(f"must be one of {', '.join(ROLES)}, got {role}", param_hint="--role")
-    roles: list[Role] = [each for each in ROLES if role in {None, each}]
-    trained = run(load_manifest(manifest, data_root=data_root), roles)
+    trained = run(settings, ROLES if role is None else (role,))
     if as_json:
         _print_json([{name: getattr(item, name) for name in item.__slots__} for item in trained])
         return
@@ -103,9 +101,9 @@ def precompute(
     as_json: Json = False,
 ) -> None:
     """Stage one: run both models over the archives once; cache evidence and λ in Parquet."""
+    settings = load_manifest(manifest, output=output, data_root=data_root)
     from pipeline.drivers.precompute import precompute as run
 
-    settings = load_manifest(manifest, output=output, data_root=data_root)
     _print_summary(run(settings, _engine(engine, settings, workers)), as_json=as_json)
 
 
@@ -123,9 +121,9 @@ def infer(
     as_json: Json = False,
 ) -> None:
     """Stage two: stream batches in order of λ, merge once per batch, score, commit predictions."""
+    settings = load_manifest(manifest, output=output, data_root=data_root)
     from pipeline.drivers.infer import infer as run
 
-    settings = load_manifest(manifest, output=output, data_root=data_root)
     summary = run(settings, _engine(engine, settings, workers), names=method or [], online=online)
     _print_summary(summary, as_json=as_json)
 

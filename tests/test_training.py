@@ -134,7 +134,7 @@ def test_output_loads_as_a_checkpoint_of_its_architecture(finished):
     architecture = load_architecture(str(MODELS / "tiny.json"))
     model = architecture.build()
     checkpoint = load_checkpoint(str(finished.output), architecture, model)
-    assert checkpoint.architecture == architecture.config
+    assert checkpoint.publication.architecture == architecture.config
     model.load_state_dict(checkpoint.state)
 
 

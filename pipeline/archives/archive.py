@@ -213,14 +213,14 @@ class Archive:
             self._check_written(path, part)
             metadata = read_metadata(path)
             if metadata is None or "content" not in metadata.extra:
-                raise ArchiveError(f"{path}: damaged; delete this file and run ingest again")
+                raise ArchiveError(f"{path}: damaged; delete this file and run `pipeline ingest`")
             self._footers[part] = metadata
         return self._footers[part]
 
     def _check_written(self, path: Path, part: int) -> None:
         self.segment_of(part)
         if not path.exists():
-            raise ArchiveError(f"{path}: part {part} is not written yet; run ingest first")
+            raise ArchiveError(f"{path}: part {part} is not written yet; run `pipeline ingest`")
 
 
 def create_or_open(path: Path, *, class_names: Sequence[str], geometry: Geometry, part_rows: int) -> Archive:
@@ -257,7 +257,7 @@ def _write_record(path: Path, record: ArchiveRecord) -> None:
 
 def _read_record(path: Path) -> ArchiveRecord:
     if not path.exists():
-        raise ArchiveError(f"{path.parent}: not an archive (no {path.name}); run ingest first")
+        raise ArchiveError(f"{path.parent}: not an archive (no {path.name}); run `pipeline ingest`")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         version = value.pop("format")

@@ -26,6 +26,7 @@ zarr.config.set(
     {
         "codec_pipeline.path": "zarr.core.codec_pipeline.FusedCodecPipeline",
         "codec_pipeline.max_workers": 1,
+        "threading.max_workers": 1,
     }
 )
 

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,18 +15,16 @@ from PIL.Image import Image
 from pipeline.archives.source import Source
 from pipeline.errors import ManifestError, PipelineError, ProblemsError, SourceError
 from pipeline.geometry import Geometry, image_transform, prepare_image
-from pipeline.manifest.schema import EvaluationSet, Manifest, Training
+from pipeline.manifest.schema import ROLES, EvaluationSet, Manifest, Role, Training
 from pipeline.models.architectures import Architecture, load_architecture
-from pipeline.models.checkpoints import checkpoint_problems, is_file_reference, load_checkpoint
+from pipeline.models.checkpoints import checkpoint_problems, load_checkpoint
 from pipeline.models.numeric_kind import choose_device
+from pipeline.references import is_file_reference
 from pipeline.stages.sources import open_sources
 from pipeline.store.fingerprints import digest_json
 from pipeline.training.loop import train
 from pipeline.training.progress import training_progress
 from pipeline.training.settings import TrainingSet, TrainingSettings
-
-Role = Literal["generalist", "expert"]
-ROLES: tuple[Role, ...] = ("generalist", "expert")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +63,16 @@ def _train(manifest: Manifest, role: Role, section: Training) -> Trained:
     architecture = load_architecture(manifest.pair.architecture)
     torch.manual_seed(manifest.seeds.training)
     model = architecture.build()
-    preprocessing = architecture.preprocessing(model)
+    stated: dict[str, Any] = {}
     if section.init != "random":
-        _load_initial_weights(manifest, role, section, architecture, model)
+        stated = _load_initial_weights(manifest, role, section, architecture, model)
+    preprocessing = architecture.preprocessing(model, stated)
     settings = _settings(manifest, section)
     card: dict[str, Any] = {
         "architecture": architecture.config,
         "role": role,
         "init": Path(section.init).name if is_file_reference(section.init) else section.init,
-        "preprocessing": {"mean": list(preprocessing.mean), "std": list(preprocessing.std)},
+        "preprocessing": preprocessing.as_open_clip(),
     }
     # Decoded pixels go to memory maps: a training set larger than memory is the page cache's business.
     with tempfile.TemporaryDirectory(prefix="pipeline-pixels-") as folder:
@@ -108,13 +107,15 @@ def _output_file(manifest: Manifest, role: Role) -> Path:
 
 def _load_initial_weights(
     manifest: Manifest, role: Role, section: Training, architecture: Architecture, model: torch.nn.Module
-) -> None:
+) -> dict[str, Any]:
+    """Put the weights to start from into ``model``; what their publisher states about preprocessing goes on."""
     reference = manifest.pair.generalist if section.init == "generalist" else section.init
     checkpoint = load_checkpoint(reference, architecture, model)
     problems = checkpoint_problems(f"finetune.{role}.init", checkpoint, architecture, model)
     if problems:
         raise ProblemsError(problems)
     model.load_state_dict(checkpoint.state)
+    return dict(checkpoint.publication.preprocessing)
 
 
 def _settings(manifest: Manifest, section: Training) -> TrainingSettings:

@@ -12,6 +12,7 @@ from pipeline.errors import ManifestError, PipelineError, ProblemsError
 from pipeline.geometry import Geometry
 from pipeline.manifest.schema import EvaluationSet, Manifest
 from pipeline.models.architectures import load_architecture
+from pipeline.models.publications import read_publication, stated_preprocessing
 from pipeline.progress import sample_progress
 from pipeline.stages.context import archive_path
 from pipeline.stages.ingest import MakeIngestWorker
@@ -27,7 +28,9 @@ def ingest(manifest: Manifest, engine: Engine) -> Summary:
     """
     require_evaluation_sets(manifest)
     architecture = load_architecture(manifest.pair.architecture)
-    geometry = architecture.preprocessing(architecture.build()).geometry
+    references = [reference for reference in (manifest.pair.generalist, manifest.pair.expert) if reference is not None]
+    stated = stated_preprocessing([read_publication(reference, architecture) for reference in references])
+    geometry = architecture.preprocessing(architecture.build(), stated).geometry
     summary = Summary("ingest", manifest.archives)
     with hold_lease(Path(manifest.archives)):
         archives = _list_sources(manifest, geometry)

@@ -42,6 +42,8 @@ def inspect_archive(archive: Archive) -> dict[str, Any]:
 def inspect_run(directory: RunDirectory) -> dict[str, Any]:
     """State, provenance and, for every table, its parts, rows, missing parts and what it was made from."""
     record = directory.read_record()
+    if "manifest" not in record:
+        raise RunDirectoryError(f"{directory.record_path}: holds no manifest; run `pipeline precompute` again")
     manifest = record["manifest"]
     expected = {item["name"]: _archive_parts(manifest, item["name"]) for item in manifest["evaluation_sets"]}
     root = directory.root

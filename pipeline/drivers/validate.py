@@ -11,8 +11,8 @@ from pipeline.drivers.opening import load_manifest_pair, require_evaluation_sets
 from pipeline.errors import PipelineError, ProblemsError
 from pipeline.manifest.schema import EvaluationSet, Manifest
 from pipeline.models.architectures import load_architecture
-from pipeline.models.checkpoints import is_file_reference
 from pipeline.models.class_embeddings import fill_templates
+from pipeline.references import is_file_reference
 from pipeline.stages.context import archive_path
 from pipeline.stages.sources import open_sources, resolve_class_names
 
@@ -31,7 +31,7 @@ def validate(manifest: Manifest) -> list[str]:
         except PipelineError as error:
             problems += str(error).splitlines()
     if problems:
-        raise ProblemsError(problems)
+        raise ProblemsError(list(dict.fromkeys(problems)))
     return findings
 
 

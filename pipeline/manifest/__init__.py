@@ -6,6 +6,16 @@ environment variables; relative paths are relative to the manifest.
 """
 
 from pipeline.manifest.load import load_manifest, manifest_schema
-from pipeline.manifest.schema import EvaluationSet, Manifest, SourceSpec, Training, check_method
+from pipeline.manifest.schema import ROLES, EvaluationSet, Manifest, Role, SourceSpec, Training, check_method
 
-__all__ = ["EvaluationSet", "Manifest", "SourceSpec", "Training", "check_method", "load_manifest", "manifest_schema"]
+__all__ = [
+    "ROLES",
+    "EvaluationSet",
+    "Manifest",
+    "Role",
+    "SourceSpec",
+    "Training",
+    "check_method",
+    "load_manifest",
+    "manifest_schema",
+]

@@ -12,10 +12,10 @@ from pydantic_core import ErrorDetails
 
 from pipeline.errors import ManifestError, ProblemsError
 from pipeline.manifest.schema import Manifest, MedMNISTSource, NpzSource, Section, SyntheticSource, did_you_mean
+from pipeline.references import is_file_reference
 
 ROOT_VARIABLE = "PIPELINE_DATA_ROOT"
 VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
-CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 SOURCE_KINDS: Mapping[str, type[Section]] = {
     "medmnist": MedMNISTSource,
     "npz": NpzSource,
@@ -100,13 +100,15 @@ def _explain(path: Path, detail: ErrorDetails) -> str:
     key = _key_path(detail["loc"])
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        known = _known_keys(detail["loc"][:-1])
-        return f"{path}: unknown key {key}{did_you_mean(str(detail['loc'][-1]), known)}; known: {', '.join(known)}"
+        *section, unknown = detail["loc"]
+        known = _known_keys(section)
+        key = ".".join(filter(None, (_key_path(section), str(unknown))))
+        return f"{path}: unknown key {key}{did_you_mean(str(unknown), known)}; known: {', '.join(known)}"
     if kind == "missing":
         return f"{path}: {key} is required"
     if kind in BOUNDS:
         sign, name = BOUNDS[kind]
-        return f"{path}: {key} must be {sign} {context[name]}, got {detail['input']!r}"
+        return f"{path}: {key} must be {sign} {str(context[name]).removesuffix('.0')}, got {detail['input']!r}"
     if kind == "union_tag_invalid":
         found = context["tag"]
         known = list(SOURCE_KINDS)
@@ -158,9 +160,7 @@ def _with_absolute_paths(manifest: Manifest, folder: Path) -> Manifest:
         return str((folder / Path(value).expanduser()).resolve())
 
     def checkpoint(value: str | None) -> str | None:
-        if value is None or value.startswith("hf-hub:") or not ("/" in value or value.endswith(CHECKPOINT_SUFFIXES)):
-            return value
-        return absolute(value)
+        return absolute(value) if value is not None and is_file_reference(value) else value
 
     data = manifest.model_dump()
     for key in ("output", "archives"):

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.coefficients.rules import T3Settings
 from pipeline.methods import METHODS
@@ -14,9 +14,9 @@ SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class Section(BaseModel):
-    """A mapping of the manifest: unknown keys are errors, values are frozen."""
+    """A mapping of the manifest: unknown keys and numbers that are not finite are errors, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
 class Pair(Section):
@@ -28,6 +28,15 @@ class Pair(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
+def _distinct(names: list[str]) -> list[str]:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        msg = f"names must be distinct, got {', '.join(repeated)} more than once"
+        raise ValueError(msg)
+    return names
+
+
+ClassNames = Annotated[list[str], Field(min_length=2), AfterValidator(_distinct)]
 Limit = Annotated[int | None, Field(ge=1, description="only the first images, in the order of the file")]
 
 
@@ -47,7 +56,7 @@ class NpzSource(Section):
     kind: Literal["npz"]
     path: str = Field(description="the file; relative to the manifest")
     split: str
-    class_names: Annotated[list[str], Field(min_length=2)]
+    class_names: ClassNames
     limit: Limit = None
 
 
@@ -80,9 +89,7 @@ class EvaluationSet(Section):
         list[_Source], Field(min_length=1), BeforeValidator(_as_list, json_schema_input_type=_Source | list[_Source])
     ] = Field(description="one source, or several: nights that were appended in this order")
     condition: str = "in-domain"
-    class_names: Annotated[list[str], Field(min_length=2)] | None = Field(
-        None, description="as prompts name them; by default the source's own"
-    )
+    class_names: ClassNames | None = Field(None, description="as prompts name them; by default the source's own")
 
     @field_validator("name")
     @classmethod
@@ -199,6 +206,10 @@ class Finetune(Section):
     expert: Training | None = None
 
 
+Role = Literal["generalist", "expert"]
+ROLES: tuple[Role, ...] = ("generalist", "expert")
+
+
 class Seeds(Section):
     """Every seed of the run."""
 
@@ -208,8 +219,8 @@ class Seeds(Section):
 class Manifest(Section):
     """One study: a pair, its evaluation sets and every setting that a result depends on."""
 
-    name: str
-    output: str = Field(description="run directory; relative to the manifest")
+    name: Annotated[str, Field(min_length=1)]
+    output: Annotated[str, Field(min_length=1)] = Field(description="run directory; relative to the manifest")
     archives: str = Field("../archives", description="folder of the archives, one per evaluation set")
     data_root: str | None = Field(
         None, description="folder in which published files are looked up; by default PIPELINE_DATA_ROOT"

@@ -48,6 +48,10 @@ class Segment[Module: nn.Module]:
         keys = list(module.state_dict())
         if set(keys) != set(generalist) or set(keys) != set(expert):
             raise ValueError("state dicts must have exactly the module's keys")
+        for key in keys:
+            if generalist[key].shape != expert[key].shape or generalist[key].dtype != expert[key].dtype:
+                msg = f"{key!r} must have one shape and dtype in both state dicts"
+                raise ValueError(msg)
         differing = [key for key in keys if generalist[key].is_floating_point() and _differ(generalist, expert, key)]
         device = next(iter(module.state_dict().values())).device
         self._flats = [

@@ -22,9 +22,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError, ManifestError, one_line
 from pipeline.geometry import Geometry
+from pipeline.references import HUB_PREFIX
 from pipeline.store.fingerprints import digest_json
-
-HUB_PREFIX = "hf-hub:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +50,16 @@ class Preprocessing:
             mean=tuple(config["mean"]),
             std=tuple(config["std"]),
         )
+
+    def as_open_clip(self) -> dict[str, Any]:
+        """The same as an open_clip configuration, without the size, which is the architecture's."""
+        return {
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.geometry.interpolation,
+            "resize_mode": self.geometry.resize_mode,
+            "fill_color": self.geometry.fill_color,
+        }
 
 
 @dataclass(frozen=True)
@@ -97,8 +106,9 @@ class Architecture:
 
     def preprocessing(self, model: nn.Module, stated: Mapping[str, Any] = MappingProxyType({})) -> Preprocessing:
         """Preprocessing of ``model``, one that :meth:`build` made, with what a checkpoint's publisher ``stated``."""
-        config = open_clip.get_model_preprocess_cfg(model) | self.preprocessing_overrides | dict(stated)
-        return Preprocessing.from_open_clip(config)
+        own = open_clip.get_model_preprocess_cfg(model)
+        # The size is the tower's, whatever is stated: open_clip's own rule.
+        return Preprocessing.from_open_clip(own | self.preprocessing_overrides | dict(stated) | {"size": own["size"]})
 
 
 def tokenize_prompts(tokenizer: Callable[..., Tensor], prompts: list[str]) -> Tensor:

@@ -1,12 +1,10 @@
 """Checkpoints: found, read as data (never unpickled), and brought into the key layout of their architecture."""
 
 import hashlib
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import torch
@@ -16,10 +14,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError, one_line
-from pipeline.models.architectures import HUB_PREFIX, Architecture
+from pipeline.models.architectures import Architecture
+from pipeline.models.publications import Publication, read_publication, tag_configuration
+from pipeline.references import HUB_PREFIX, is_file_reference
 
-CARD_KEY = "pipeline.card"
-FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+# Settings of a tower that say where its first weights came from, not what it computes.
+ORIGINS = frozenset({"hf_model_name", "hf_model_pretrained", "timm_model_pretrained"})
 # Entries that published checkpoints carry and that are no weights: OpenAI's archive fields, and the position index
 # that older Hugging Face text towers stored as a buffer.
 NOT_WEIGHTS = frozenset(
@@ -29,13 +29,11 @@ NOT_WEIGHTS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Weights in the architecture's key layout, and what their publisher says about them, where it is known."""
+    """Weights in the architecture's key layout, and what their publisher says about them."""
 
     reference: str
     state: dict[str, Tensor]
-    quick_gelu: bool | None
-    preprocessing: dict[str, Any]
-    architecture: dict[str, Any] | None
+    publication: Publication
 
     def digest(self) -> str:
         """SHA-256 over names, shapes, dtypes and bytes of all tensors, in order of names: 64 hex digits."""
@@ -46,11 +44,6 @@ class Checkpoint:
         return sha.hexdigest()
 
 
-def is_file_reference(reference: str) -> bool:
-    """Whether a checkpoint reference names a local file rather than an open_clip tag or a hub id."""
-    return not reference.startswith(HUB_PREFIX) and ("/" in reference or reference.endswith(FILE_SUFFIXES))
-
-
 def load_checkpoint(reference: str, architecture: Architecture, model: nn.Module) -> Checkpoint:
     """Read weights by open_clip tag, ``hf-hub:`` id or local file, in the key layout of ``model``.
 
@@ -58,35 +51,17 @@ def load_checkpoint(reference: str, architecture: Architecture, model: nn.Module
     dropped or renamed beyond that; whether the keys fit is :func:`checkpoint_problems`'s answer. Raises
     :class:`CheckpointError` when the file is absent, torn or holds anything but tensors.
     """
-    if reference.startswith(HUB_PREFIX):
-        path, published = _fetch_from_hub(reference)
-    elif is_file_reference(reference):
-        path, published = Path(reference), {}
-    else:
-        path, published = _fetch_tag(reference, architecture)
-    state, card = read_state(path)
-    stated = published.get("model_cfg") or card.get("architecture")
-    quick_gelu = published.get("quick_gelu")
-    if quick_gelu is None and stated is not None:
-        quick_gelu = bool(stated.get("quick_gelu", False))
-    return Checkpoint(
-        reference=reference,
-        state=_in_layout_of(model, state),
-        quick_gelu=quick_gelu,
-        preprocessing=published.get("preprocess_cfg") or card.get("preprocessing") or {},
-        architecture=stated,
-    )
+    publication = read_publication(reference, architecture)
+    state = read_state(_locate(reference, architecture))
+    return Checkpoint(reference, _in_layout_of(model, state), publication)
 
 
-def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of a safetensors or torch file, in float32 where they are floating-point, and the card if it has one."""
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors or torch file, in float32 where they are floating-point."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; give a file, an open_clip tag or an hf-hub: id")
-    if path.suffix == ".safetensors":
-        state, card = _read_safetensors(path)
-    else:
-        state, card = _read_torch(path), {}
-    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}, card
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
 def checkpoint_problems(name: str, checkpoint: Checkpoint, architecture: Architecture, model: nn.Module) -> list[str]:
@@ -113,6 +88,11 @@ def checkpoint_problems(name: str, checkpoint: Checkpoint, architecture: Archite
             f"{where}: {len(reshaped)} tensors have another shape than architecture {architecture.reference!r} "
             f"({_some(reshaped)})"
         )
+    if not problems and (hidden := _differences_no_shape_shows(checkpoint, architecture)):
+        problems.append(
+            f"{where}: was made with other settings than architecture {architecture.reference!r} ({_some(hidden)}); "
+            "name the architecture it was made with"
+        )
     retyped = [
         f"{key} {state[key].dtype} instead of {expected[key].dtype}"
         for key in common
@@ -125,49 +105,35 @@ def checkpoint_problems(name: str, checkpoint: Checkpoint, architecture: Archite
         problems.append(
             f"{where}: {len(broken)} tensors hold NaN or infinite values ({_some(broken)}); the file is damaged"
         )
-    if checkpoint.quick_gelu is not None and checkpoint.quick_gelu != architecture.quick_gelu:
+    if checkpoint.publication.quick_gelu is not None and checkpoint.publication.quick_gelu != architecture.quick_gelu:
         problems.append(
-            f"{where}: was trained with {_activation(quick=checkpoint.quick_gelu)}, but architecture "
+            f"{where}: was trained with {_activation(quick=checkpoint.publication.quick_gelu)}, but architecture "
             f"{architecture.reference!r} uses {_activation(quick=architecture.quick_gelu)}; "
             "name the architecture with the matching activation (open_clip: a name that ends in -quickgelu)"
         )
     return problems
 
 
-def _fetch_from_hub(reference: str) -> tuple[Path, dict[str, Any]]:
-    repository = reference.removeprefix(HUB_PREFIX)
+def _locate(reference: str, architecture: Architecture) -> Path:
+    """Path of the weights, fetched first where they are published elsewhere."""
+    if is_file_reference(reference):
+        return Path(reference)
     try:
-        config = Path(download_pretrained_from_hf(repository, filename="open_clip_config.json"))
-        weights = Path(download_pretrained_from_hf(repository))
-        published: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
-    except Exception as error:
-        raise CheckpointError(
-            f"{reference}: cannot be fetched ({one_line(error)}); check the id and the network"
-        ) from error
-    return weights, published
-
-
-def _fetch_tag(tag: str, architecture: Architecture) -> tuple[Path, dict[str, Any]]:
-    published = open_clip.get_pretrained_cfg(architecture.name, tag)
-    if not published:
-        tags = open_clip.list_pretrained_tags_by_model(architecture.name)
-        known = f"known tags: {', '.join(tags)}" if tags else "it has no published weights"
-        msg = f"{tag}: is neither a local file nor an open_clip tag of {architecture.reference!r} ({known})"
-        raise CheckpointError(msg)
-    try:
-        path = Path(open_clip.download_pretrained(published))
-    except Exception as error:
-        msg = f"{tag}: weights of {architecture.reference!r} cannot be fetched ({one_line(error)}); check the network"
+        if reference.startswith(HUB_PREFIX):
+            return Path(download_pretrained_from_hf(reference.removeprefix(HUB_PREFIX)))
+        return Path(open_clip.download_pretrained(tag_configuration(reference, architecture)))
+    except CheckpointError:
+        raise
+    except Exception as error:  # the hub client raises many kinds; all mean that it cannot be had
+        reason = one_line(error)
+        msg = f"{reference}: weights of {architecture.reference!r} cannot be fetched ({reason}); check the network"
         raise CheckpointError(msg) from error
-    preprocessing = {key: published[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in published}
-    return path, {"quick_gelu": bool(published.get("quick_gelu", False)), "preprocess_cfg": preprocessing}
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(metadata.get(CARD_KEY, "{}"))  # noqa: SIM118
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: is not a whole safetensors file ({one_line(error)})") from error
 
@@ -193,6 +159,18 @@ def _in_layout_of(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tenso
     if any(key.startswith("text.") for key in expected):
         state = convert_to_custom_text_state_dict(state)
     return {key: value for key, value in state.items() if key in expected or key not in NOT_WEIGHTS}
+
+
+def _differences_no_shape_shows(checkpoint: Checkpoint, architecture: Architecture) -> list[str]:
+    """Settings that checkpoint and architecture both state, and differently, such as the width of a head."""
+    stated = checkpoint.publication.architecture or {}
+    return [
+        f"{tower}.{key} {theirs[key]!r} instead of {ours[key]!r}"
+        for tower in ("vision_cfg", "text_cfg")
+        if (theirs := stated.get(tower, {})) and (ours := architecture.config.get(tower, {}))
+        for key in sorted(theirs.keys() & ours.keys() - ORIGINS)
+        if theirs[key] != ours[key]
+    ]
 
 
 def _activation(*, quick: bool) -> str:

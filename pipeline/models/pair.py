@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pipeline.errors import CheckpointError, ProblemsError
 from pipeline.models.architectures import Architecture, Preprocessing, load_architecture
 from pipeline.models.checkpoints import Checkpoint, checkpoint_problems, load_checkpoint
+from pipeline.models.publications import Publication, stated_preprocessing
 
 TEXT_FIELDS = ("hf_tokenizer_name", "context_length", "vocab_size", "tokenizer_kwargs")
 
@@ -47,7 +48,7 @@ def load_pair(architecture: str, generalist: str, expert: str) -> Pair:
             continue
         problems += checkpoint_problems(name, ends[name], shape, model)
     if len(ends) == 2:
-        problems += _partner_problems(*ends.values())
+        problems += _partner_problems(*(end.publication for end in ends.values()))
     if problems:
         raise ProblemsError(problems)
     first, second = ends.values()
@@ -58,11 +59,11 @@ def load_pair(architecture: str, generalist: str, expert: str) -> Pair:
         expert=second.state,
         generalist_digest=first.digest(),
         expert_digest=second.digest(),
-        preprocessing=shape.preprocessing(model, first.preprocessing),
+        preprocessing=shape.preprocessing(model, stated_preprocessing([first.publication, second.publication])),
     )
 
 
-def _partner_problems(generalist: Checkpoint, expert: Checkpoint) -> list[str]:
+def _partner_problems(generalist: Publication, expert: Publication) -> list[str]:
     problems = []
     for key in sorted(generalist.preprocessing.keys() & expert.preprocessing.keys()):
         ours, theirs = generalist.preprocessing[key], expert.preprocessing[key]

@@ -37,12 +37,11 @@ class LedgerRow:
 
     @property
     def unit(self) -> int:
-        """B, the image forward calls that one plain model needs for the same batches.
+        """B, the image forward calls that one plain model needs for the same images.
 
-        That is the number of batches, or the calls that one model needed for as many images in stage one where a batch
-        is larger than its tile and so takes several calls.
+        That is what one model needed in stage one; without a stage one, the number of batches.
         """
-        return max(self.batches, self.plain_calls) or max(self.image_calls.values(), default=0)
+        return self.plain_calls or self.batches or max(self.image_calls.values(), default=0)
 
     @property
     def cost(self) -> float | None:

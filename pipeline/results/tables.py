@@ -40,7 +40,7 @@ def results_json(frame: pl.DataFrame) -> list[dict[str, Any]]:
 def ledger_table(run_json: Mapping[str, Any]) -> Table:
     """Tabulate what each stage and method spent, by the ledger totals of ``run.json``.
 
-    The cost class counts image forward calls in units of B, the calls that one plain model needs for the same batches:
+    The cost class counts image forward calls in units of B, the calls that one plain model needs for the same images:
     ``1.00 B`` is the price of one model, ``3.00 B`` that of generalist, expert and merged model together. Merges and
     skipped merges add up to the batches.
     """

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.archives.archive import Archive, Window
 from pipeline.methods import METHODS, Method
 from pipeline.stages.context import RunContext
-from pipeline.stages.infer import InferWorker, WindowPlan, slice_fingerprints, window_samples
+from pipeline.stages.infer import InferWorker, SlicePredictions, WindowPlan, slice_fingerprints, window_samples
 from pipeline.stages.plan import derive_batches, derive_samples
 from pipeline.stages.precompute import PrecomputeWorker
 from pipeline.stages.variants import method_variant
@@ -33,14 +33,17 @@ class OnlineWorker(InferWorker, PrecomputeWorker):
         wanted = slice_fingerprints(self.context, name, archive, window, method)
         variant = method_variant(method.name, self.context.manifest)
         ledger = Ledger()
-        plan, rejected = self._plan_on_the_fly(name, method, archive, window, ledger)
+        plan, unmeasured = self._plan_on_the_fly(name, method, archive, window, ledger)
         scorer = self.slice_scorer(name, archive, method)
-        total, samples = Ledger(), 0
+        total, samples, rejected = Ledger(), 0, 0
         for part, fingerprint in wanted.items():
             path = self.context.directory.predictions(variant, name, part)
             if part_state(path, fingerprint) is PartState.COMMITTED:
                 continue
-            predictions = scorer.score(plan, window, part, ledger)
+            scored = scorer.score(plan, window, part, ledger)
+            ledger.totals["rejected"] += len(unmeasured[part])
+            rejects = pa.concat_tables([unmeasured[part], scored.rejects]).sort_by("row")
+            predictions = SlicePredictions(scored.table, rejects)
             report = self.commit(WorkItem(name, part, item.method), archive, window, predictions, ledger)
             total.add(ledger)
             samples, rejected = samples + report.samples, rejected + report.rejected
@@ -50,18 +53,19 @@ class OnlineWorker(InferWorker, PrecomputeWorker):
 
     def _plan_on_the_fly(
         self, name: str, method: Method, archive: Archive, window: Window, ledger: Ledger
-    ) -> tuple[WindowPlan, int]:
-        """Batches of a window by evidence that is measured now and kept nowhere, and the count of images without it."""
+    ) -> tuple[WindowPlan, dict[int, pa.Table]]:
+        """Batches of a window by evidence that is measured now and kept nowhere, and by part the rejects without it."""
         assert method.grouping is not None
         parts = range(window.first_part, window.first_part + window.parts)
         measuring = Ledger()
-        measured = [self.measure(name, archive, part, measuring) for part in parts]
+        measured = {part: self.measure(name, archive, part, measuring) for part in parts}
         # Samples and rejects are counted once, where their predictions are.
         measuring.totals = Counter(images_read=measuring.totals["images_read"])
         ledger.add(measuring)
-        samples = pa.concat_tables(derive_samples(self.context, part.table) for part in measured)
+        samples = pa.concat_tables(derive_samples(self.context, found.table) for found in measured.values())
         batches = derive_batches(self.context, archive, window, method.grouping, samples)
-        return WindowPlan(batches, window_samples(archive, window)), sum(len(part.rejects) for part in measured)
+        unmeasured = {part: found.rejects for part, found in measured.items()}
+        return WindowPlan(batches, window_samples(archive, window)), unmeasured
 
 
 @dataclass(frozen=True, slots=True)

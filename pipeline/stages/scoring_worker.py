@@ -9,6 +9,7 @@ from pipeline.models.pair import Pair, load_pair
 from pipeline.models.scorer import Scorer
 from pipeline.stages.context import PairIdentity, RunContext
 from pipeline.stages.heads import Heads, load_heads
+from pipeline.stages.memory import use_one_malloc_arena
 from pipeline.store.fingerprints import digest_json
 from pipeline.store.ledger import Ledger
 
@@ -17,6 +18,7 @@ class ScoringWorker:
     """Loads the pair once per process, refuses a foreign numeric kind, and books what scoring costs."""
 
     def __init__(self, context: RunContext) -> None:
+        use_one_malloc_arena()
         self.context = context
         compute, settings = context.manifest.compute, context.manifest.pair
         self._device = choose_device(compute.device)

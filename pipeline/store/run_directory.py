@@ -77,6 +77,8 @@ class RunDirectory:
             raise RunDirectoryError(f"{self.root}: holds no run.json; run `pipeline precompute` first") from error
         except (OSError, ValueError) as error:
             raise RunDirectoryError(f"{self.record_path}: cannot be read ({error})") from error
+        if not isinstance(record, dict):
+            raise RunDirectoryError(f"{self.record_path}: cannot be read (it is no mapping)")
         return record
 
     def update_record(self, **entries: Any) -> dict[str, Any]:

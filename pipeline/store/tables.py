@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import StaleCacheError
+from pipeline.errors import StaleCacheError, one_line
 from pipeline.store.files import write_atomically
 from pipeline.store.fingerprints import Fingerprint
 
@@ -60,8 +60,9 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return pq.ParquetFile(path, page_checksum_verification=True).read(
             columns=None if columns is None else [*columns]
         )
-    except (OSError, pa.ArrowInvalid) as error:
-        raise StaleCacheError(f"{path}: cannot be read ({error}); delete this file and run the stage again") from error
+    except (OSError, pa.ArrowException) as error:
+        msg = f"{path}: cannot be read ({one_line(error)}); delete this file and run the stage again"
+        raise StaleCacheError(msg) from error
 
 
 def read_metadata(path: Path) -> PartMetadata | None:
@@ -82,7 +83,7 @@ def read_metadata(path: Path) -> PartMetadata | None:
         raise StaleCacheError(
             f"{path}: was not written by this project; move it away or give another 'output'"
         ) from error
-    except (OSError, ValueError):
+    except (OSError, ValueError, pa.ArrowException):
         return None
 
 

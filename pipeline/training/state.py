@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import StaleCacheError, TrainingError
-from pipeline.models.checkpoints import CARD_KEY
+from pipeline.models.publications import CARD_KEY
 from pipeline.store.files import write_atomically, write_json
 from pipeline.store.fingerprints import Fingerprint
 

@@ -104,7 +104,7 @@ def test_a_folder_with_other_things_is_not_made_an_archive(tmp_path: Path) -> No
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ArchiveError, match="not empty and not an archive"):
         create(tmp_path)
-    with pytest.raises(ArchiveError, match="run ingest first"):
+    with pytest.raises(ArchiveError, match="run `pipeline ingest`"):
         Archive.open(tmp_path)
 
 

@@ -1,0 +1,89 @@
+"""What a checkpoint's publisher says about it: activation, preprocessing, architecture; read without the weights."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.pretrained import download_pretrained_from_hf
+from safetensors import SafetensorError, safe_open
+
+from pipeline.errors import CheckpointError, one_line
+from pipeline.models.architectures import Architecture
+from pipeline.references import HUB_PREFIX, is_file_reference
+
+CARD_KEY = "pipeline.card"
+PREPROCESSING_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What is stated; None or empty where nothing is. ``preprocessing`` has open_clip's keys."""
+
+    quick_gelu: bool | None = None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    architecture: Mapping[str, Any] | None = None
+
+
+def read_publication(reference: str, architecture: Architecture) -> Publication:
+    """What is stated for a tag by open_clip, for a hub id by its configuration, for a local safetensors by its card.
+
+    Other local files state nothing. Raises :class:`CheckpointError` for an unknown tag or an unreachable hub.
+    """
+    if reference.startswith(HUB_PREFIX):
+        published = _hub_configuration(reference)
+        return _from_parts(published.get("model_cfg"), published.get("preprocess_cfg"))
+    if is_file_reference(reference):
+        card = read_card(Path(reference))
+        return _from_parts(card.get("architecture"), card.get("preprocessing"))
+    tag = tag_configuration(reference, architecture)
+    preprocessing = {key: tag[key] for key in PREPROCESSING_KEYS if key in tag}
+    return Publication(quick_gelu=bool(tag.get("quick_gelu", False)), preprocessing=preprocessing)
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Card in the header of a safetensors file; empty where there is none, or no such file."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            card: dict[str, Any] = json.loads((file.metadata() or {}).get(CARD_KEY, "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: is not a whole safetensors file ({one_line(error)})") from error
+    return card
+
+
+def tag_configuration(tag: str, architecture: Architecture) -> dict[str, Any]:
+    """open_clip's entry for a tag of an architecture; :class:`CheckpointError` naming the known tags."""
+    published: dict[str, Any] = open_clip.get_pretrained_cfg(architecture.name, tag)
+    if not published:
+        tags = open_clip.list_pretrained_tags_by_model(architecture.name)
+        known = f"known tags: {', '.join(tags)}" if tags else "it has no published weights"
+        msg = f"{tag}: is neither a local file nor an open_clip tag of {architecture.reference!r} ({known})"
+        raise CheckpointError(msg)
+    return published
+
+
+def stated_preprocessing(publications: Sequence[Publication]) -> dict[str, Any]:
+    """What several checkpoints state about preprocessing, the first one's word counting most."""
+    stated: dict[str, Any] = {}
+    for publication in reversed(publications):
+        stated |= publication.preprocessing
+    return stated
+
+
+def _from_parts(architecture: Mapping[str, Any] | None, preprocessing: Mapping[str, Any] | None) -> Publication:
+    quick_gelu = None if architecture is None else bool(architecture.get("quick_gelu", False))
+    return Publication(quick_gelu, dict(preprocessing or {}), architecture)
+
+
+def _hub_configuration(reference: str) -> dict[str, Any]:
+    try:
+        path = download_pretrained_from_hf(reference.removeprefix(HUB_PREFIX), filename="open_clip_config.json")
+        published: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    except Exception as error:  # the hub client raises many kinds; all mean that it cannot be had
+        msg = f"{reference}: cannot be fetched ({one_line(error)}); check the id and the network"
+        raise CheckpointError(msg) from error
+    return published

@@ -1,0 +1,146 @@
+"""The oracle is the paper's text, one sample at a time, in float64 and with scipy's divergence."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
+from scipy.special import softmax
+
+from pipeline.coefficients.divergence import Evidence
+from pipeline.coefficients.rules import Branch, T3Settings, t3
+
+NO_BRANCHES = T3Settings(tau_generalist=0.0, tau_expert=0.0)
+
+
+@st.composite
+def t3_settings(draw: st.DrawFn) -> T3Settings:
+    low, high = sorted((draw(st.floats(0, 1)), draw(st.floats(0, 1))))
+    return T3Settings(
+        gamma=draw(st.floats(1e-3, 1e6)),
+        delta=draw(st.floats(0, 1)),
+        tau_generalist=draw(st.floats(0, 3)),
+        tau_expert=draw(st.floats(0, 3)),
+        lambda_min=low,
+        lambda_max=high,
+    )
+
+
+def random_evidence(seed: int, samples: int = 200, classes: int = 5) -> Evidence:
+    """Samples from undecided to certain, so that every branch is taken."""
+    rng = np.random.default_rng(seed)
+    scales = np.exp(rng.uniform(-1, 3, (2, samples, 1)))
+    first, second = (scales * rng.standard_normal((2, samples, classes))).astype(np.float32)
+    return Evidence.from_logits(first, second)
+
+
+def paper_lambda(logits_pt: np.ndarray, logits_ft: np.ndarray, settings: T3Settings) -> tuple[float, float, str, float]:
+    """λ before and after Eq. 11, the branch, and how far the nearest threshold is."""
+    p_pt, p_ft = softmax(logits_pt.astype(np.float64)), softmax(logits_ft.astype(np.float64))
+    h_pt, h_ft = (-sum(p * math.log(p) for p in probabilities if p > 0) for probabilities in (p_pt, p_ft))
+    margin = min(abs(h_ft - settings.tau_expert), abs(h_pt - settings.tau_generalist))
+    sigma = 1 / (1 + math.exp(-settings.gamma * jensenshannon(p_pt, p_ft, base=math.e) ** 2))
+    raw = settings.lambda_min + (settings.lambda_max - settings.lambda_min) * sigma
+    if h_ft < settings.tau_expert:
+        return raw, min(raw + settings.delta, 1.0), "expert-confident", margin
+    if h_pt < settings.tau_generalist:
+        return raw, max(raw - settings.delta, 0.0), "generalist-confident", margin
+    return raw, raw, "none", margin
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        T3Settings(),
+        T3Settings(gamma=0.5),
+        T3Settings(gamma=8.0, delta=0.1, tau_generalist=0.4, tau_expert=0.2, lambda_min=0.2, lambda_max=0.7),
+        T3Settings(delta=1.0, tau_generalist=1.0, tau_expert=1.0),
+    ],
+    ids=str,
+)
+def test_lambda_is_the_papers(settings: T3Settings) -> None:
+    evidence = random_evidence(0)
+    found = t3(evidence, settings)
+    compared = dict.fromkeys(["none", "expert-confident", "generalist-confident"], 0)
+    pairs = zip(evidence.logits_generalist, evidence.logits_expert, strict=True)
+    for row, (logits_pt, logits_ft) in enumerate(pairs):
+        raw, lam, branch, margin = paper_lambda(logits_pt, logits_ft, settings)
+        assert found.lambda_raw[row] == pytest.approx(raw, abs=1e-7)
+        if margin > 1e-9:
+            assert Branch(int(found.branch[row])).label == branch
+            assert found.lam[row] == pytest.approx(lam, abs=1e-7)
+            compared[branch] += 1
+    assert min(compared.values()) >= 10, f"the samples hardly test a branch: {compared}"
+
+
+def test_identical_models_give_exactly_one_half() -> None:
+    evidence = random_evidence(1)
+    identical = Evidence.from_logits(evidence.logits_expert, evidence.logits_expert.copy())
+    assert (t3(identical, T3Settings()).lambda_raw == np.float32(0.5)).all()
+
+
+def test_the_expert_is_tested_first() -> None:
+    """Both certain, of different classes: Eq. 11 names the expert's branch first."""
+    sure = np.array([[30.0, 0.0]], np.float32)
+    both = t3(Evidence.from_logits(sure, sure[:, ::-1].copy()), T3Settings())
+    assert both.branch[0] == Branch.EXPERT_CONFIDENT
+    assert both.lam[0] == 1.0
+
+
+def test_each_branch_moves_lambda_its_own_way_and_stays_in_bounds() -> None:
+    sure, unsure = np.array([[30.0, 0.0]], np.float32), np.array([[0.1, 0.0]], np.float32)
+    expert, generalist = (
+        t3(Evidence.from_logits(unsure, sure), T3Settings()),
+        t3(Evidence.from_logits(sure, unsure), T3Settings()),
+    )
+    assert expert.lam[0] == 1.0
+    assert generalist.lam[0] == pytest.approx(generalist.lambda_raw[0] - 0.5, abs=1e-7)
+    assert generalist.branch[0] == Branch.GENERALIST_CONFIDENT
+
+
+def test_an_entropy_at_its_threshold_is_not_below_it() -> None:
+    evidence = Evidence.from_logits(np.zeros((1, 4), np.float32), np.zeros((1, 4), np.float32))
+    at = T3Settings(tau_expert=float(evidence.entropy_expert[0]), tau_generalist=0.0)
+    assert t3(evidence, at).branch[0] == Branch.NONE
+    above = replace(at, tau_expert=float(np.nextafter(evidence.entropy_expert[0], np.inf)))
+    assert t3(evidence, above).branch[0] == Branch.EXPERT_CONFIDENT
+
+
+@given(t3_settings(), st.integers(0, 20))
+def test_lambda_lies_in_zero_to_one_whatever_the_settings(settings: T3Settings, seed: int) -> None:
+    found = t3(random_evidence(seed, samples=20), settings)
+    for values in (found.lambda_raw, found.lam):
+        assert values.dtype == np.float32
+        assert ((values >= 0) & (values <= 1)).all()
+    assert (found.lambda_raw >= np.float32(settings.lambda_min) - np.float32(1e-6)).all()
+    assert (found.lambda_raw <= np.float32(settings.lambda_max) + np.float32(1e-6)).all()
+
+
+@given(st.floats(0.01, 50), st.integers(0, 20))
+def test_without_branches_a_larger_divergence_never_gives_a_smaller_lambda(gamma: float, seed: int) -> None:
+    evidence = random_evidence(seed)
+    found = t3(evidence, replace(NO_BRANCHES, gamma=gamma))
+    order = np.argsort(evidence.js)
+    assert (np.diff(found.lam[order]) >= 0).all()
+    np.testing.assert_array_equal(found.lam, found.lambda_raw)
+
+
+def test_at_the_papers_settings_raw_lambda_spans_one_half_to_two_thirds() -> None:
+    """JS ≤ ln 2, so σ(JS) ≤ 2/3: DESIGN section 3 notes that the paper's text claims otherwise."""
+    certain = np.array([[40.0, 0.0], [1.0, 1.0]], np.float32)
+    raw = t3(Evidence.from_logits(certain, certain[:, ::-1].copy()), T3Settings()).lambda_raw
+    assert raw[0] == pytest.approx(2 / 3, abs=1e-7)
+    assert raw[1] == 0.5
+
+
+def test_no_samples_give_no_coefficients() -> None:
+    empty = np.empty((0, 3), np.float32)
+    found = t3(Evidence.from_logits(empty, empty), T3Settings())
+    assert (len(found.lam), len(found.lambda_raw), len(found.branch)) == (0, 0, 0)
+
+
+def test_branches_are_labelled_as_parquet_spells_them() -> None:
+    assert [branch.label for branch in Branch] == ["none", "expert-confident", "generalist-confident"]

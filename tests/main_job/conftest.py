@@ -1,0 +1,51 @@
+"""One pair, one set of archives and one finished run, shared by all tests that only read them."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli
+from pipeline.drivers.ingest import ingest
+from pipeline.engines.local import LocalEngine
+from pipeline.manifest import Manifest
+from tests.main_job.factory import make_pair, run_both, study
+
+CommandLine = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="session")
+def archives(tmp_path_factory: pytest.TempPathFactory, pair: Path) -> Path:
+    """490 images in 4 + 1 parts from two sources, in 2 + 1 windows. Not to be written to."""
+    folder = tmp_path_factory.mktemp("archives")
+    manifest = study(tmp_path_factory.mktemp("ingest"), pair, folder)
+    summary = ingest(manifest, LocalEngine(manifest))
+    assert (summary.samples, summary.rejected) == (490, 0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, pair: Path, archives: Path) -> Manifest:
+    """A run of both stages with all methods. Not to be written to."""
+    return run_both(study(tmp_path_factory.mktemp("finished"), pair, archives))
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """Run the command line in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run

@@ -1,0 +1,215 @@
+"""Studies small enough to run in a second: a tiny pair with random weights, its manifest, and readers of its tables.
+
+The weights are scaled such that all three branches of T³ Eq. 11 occur and λ takes hundreds of values.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import yaml
+from open_clip import CLIP
+from safetensors.torch import save_file
+
+from pipeline.drivers.infer import infer
+from pipeline.drivers.precompute import precompute
+from pipeline.drivers.summary import Summary
+from pipeline.engines.engine import Job
+from pipeline.engines.local import LocalEngine
+from pipeline.manifest import Manifest, load_manifest
+from pipeline.stages.variants import grouping_variant, method_variant, rule_variant
+from pipeline.stages.work import Report
+
+MANIFEST = "study.yaml"
+PART_ROWS = 128
+WINDOW_ROWS = 256
+METHODS = ["generalist", "expert", "t3", "t3-batch", "t3-lambda"]
+MERGING = ["t3", "t3-batch", "t3-lambda"]
+TEMPLATES = ["a photo of a {}.", "a microscope image of a {}."]
+CELLS: list[dict[str, Any]] = [
+    {"kind": "synthetic", "count": 400, "seed": 3, "site": "a"},
+    {"kind": "synthetic", "count": 90, "seed": 5, "site": "c"},
+]
+RESULTS = ("evidence", "coefficients", "embeddings", "predictions", "rejects")
+
+
+def tiny_config() -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(resources.files("pipeline.demo").joinpath("tiny.json").read_text())
+    return config
+
+
+def make_pair(folder: Path, *, seed: int = 3, change: float = 0.3) -> Path:
+    """Write tiny.json, generalist.safetensors and expert.safetensors: random weights, and those perturbed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = tiny_config()
+    (folder / "tiny.json").write_text(json.dumps(config))
+    torch.manual_seed(seed)
+    state = {key: value.clone() for key, value in CLIP(**config).state_dict().items()}
+    for key, value in state.items():
+        if key.startswith("visual.") and value.ndim > 1:
+            value.mul_(3.0)
+    state["visual.class_embedding"].mul_(0.1)
+    state["logit_scale"].fill_(np.log(100.0))
+    generator = torch.Generator().manual_seed(seed + 4)
+    expert = {key: value.clone() for key, value in state.items()}
+    for value in expert.values():
+        if value.numel() > 1:
+            value.add_(change * value.std() * torch.randn(value.shape, generator=generator))
+    expert["logit_scale"].fill_(np.log(120.0))
+    save_file(state, folder / "generalist.safetensors")
+    save_file(expert, folder / "expert.safetensors")
+    return folder
+
+
+def study(folder: Path, pair: Path, archives: Path, precision: str = "fp32", **settings: Any) -> Manifest:
+    """Write ``folder/study.yaml`` and load it; ``settings`` replace or extend its sections, one level deep."""
+    content: dict[str, Any] = {
+        "name": "study",
+        "output": "run",
+        "archives": str(archives),
+        "pair": {
+            "architecture": str(pair / "tiny.json"),
+            "generalist": str(pair / "generalist.safetensors"),
+            "expert": str(pair / "expert.safetensors"),
+            "precision": precision,
+        },
+        "prompts": {"templates": TEMPLATES},
+        "methods": METHODS,
+        "part_rows": PART_ROWS,
+        "grouping": {"window": {"rows": WINDOW_ROWS}},
+        "compute": {"device": "cpu"},
+        "evaluation_sets": [{"name": "cells", "source": CELLS}],
+    }
+    for key, value in settings.items():
+        merges = isinstance(value, Mapping) and key in content
+        content[key] = {**content[key], **value} if merges else value
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).write_text(yaml.safe_dump(content))
+    return load_manifest(folder / MANIFEST)
+
+
+def run_precompute(manifest: Manifest) -> Summary:
+    return precompute(manifest, LocalEngine(manifest))
+
+
+def run_infer(manifest: Manifest, *names: str, online: bool = False) -> Summary:
+    return infer(manifest, LocalEngine(manifest), names=names, online=online)
+
+
+def run_both(manifest: Manifest) -> Manifest:
+    run_precompute(manifest)
+    run_infer(manifest)
+    return manifest
+
+
+@dataclass
+class ShuffledEngine:
+    """Several workers in this process take the items in a random order; every tenth item is run twice."""
+
+    manifest: Manifest
+    workers: int
+    seed: int
+
+    def run(self, job: Job, on_report: Callable[[Report], None]) -> None:
+        generator = np.random.default_rng(self.seed)
+        workers = [job.make_worker() for _ in range(self.workers)]
+        for position in generator.permutation(len(job.items)):
+            for _ in range(2 if position % 10 == 0 else 1):
+                report = workers[generator.integers(self.workers)].run(job.items[position])
+            on_report(report)
+
+    def numeric_kind(self) -> Mapping[str, str]:
+        return LocalEngine(self.manifest).numeric_kind()
+
+
+def read_parts(folder: Path) -> pa.Table:
+    paths = sorted(folder.glob("part-*.parquet"))
+    assert paths, f"{folder} holds no parts"
+    return pa.concat_tables([pq.ParquetFile(path).read().replace_schema_metadata() for path in paths])
+
+
+def read_evidence(manifest: Manifest, name: str = "cells") -> pa.Table:
+    return read_parts(Path(manifest.output) / "evidence" / name)
+
+
+def read_samples(manifest: Manifest, name: str = "cells") -> pa.Table:
+    rule = rule_variant(manifest.coefficient).folder
+    return read_parts(Path(manifest.output) / "coefficients" / rule / name / "samples")
+
+
+def read_batches(manifest: Manifest, kind: Any, name: str = "cells") -> pa.Table:
+    rule, grouping = rule_variant(manifest.coefficient).folder, grouping_variant(kind, manifest.grouping).folder
+    return read_parts(Path(manifest.output) / "coefficients" / rule / name / "batches" / grouping)
+
+
+def predictions_folder(manifest: Manifest, method: str, name: str = "cells") -> Path:
+    return Path(manifest.output) / "predictions" / method_variant(method, manifest).folder / name
+
+
+def read_predictions(manifest: Manifest, method: str, name: str = "cells") -> pa.Table:
+    return read_parts(predictions_folder(manifest, method, name)).sort_by("row")
+
+
+def matrix(table: pa.Table, column: str) -> np.ndarray:
+    return np.array(table[column].to_pylist(), dtype=np.float64)
+
+
+def result_files(run: Path, *kinds: str) -> dict[str, bytes]:
+    """Bytes of all parts of a run's tables by their path in the run."""
+    folders = [run / kind for kind in kinds or RESULTS]
+    files = [path for folder in folders for path in folder.rglob("part-*.parquet")]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+def assert_same_files(actual: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    """Equal names and equal bytes; says which files differ rather than how."""
+    assert sorted(actual) == sorted(expected)
+    assert [name for name, content in expected.items() if actual[name] != content] == []
+    assert expected
+
+
+def modification_times(run: Path) -> dict[str, int]:
+    return {str(path.relative_to(run)): path.stat().st_mtime_ns for path in run.rglob("part-*.parquet")}
+
+
+def copy_run(
+    manifest: Manifest, folder: Path, pair: Path, precision: str = "fp32", archives: Path | None = None, **settings: Any
+) -> Manifest:
+    """A study that starts from a copy of another one's run, over the same archives unless others are given."""
+    copied = study(folder, pair, archives or Path(manifest.archives), precision, **settings)
+    shutil.copytree(manifest.output, copied.output)
+    return copied
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "COV_"))}
+    return {**kept, "PYTHONWARNINGS": "ignore", **changes}
+
+
+def start_cli(*arguments: str, **changes: str) -> subprocess.Popen[str]:
+    """Start the command line in a process of its own, at the head of a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", *arguments],
+        env=environment(**changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run_cli(*arguments: str, **changes: str) -> tuple[int, str, str]:
+    process = start_cli(*arguments, **changes)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err

@@ -1,0 +1,69 @@
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline.errors import NumericKindError
+from pipeline.models.numeric_kind import NumericKind, choose_device, kind_for_settings, require_kind
+
+KIND = NumericKind("cpu", "x86_64 AVX2", "2.9.0", "fp32", "1", "32")
+
+
+@pytest.fixture
+def threads() -> Iterator[int]:
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+def test_an_equal_kind_is_accepted() -> None:
+    require_kind(KIND, replace(KIND).as_inputs(), where="worker")
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "remedy"),
+    [
+        ("threads", "2", "set compute.threads to 1"),
+        ("precision", "bf16", "set pair.precision to fp32"),
+        ("tile", "16", "set compute.tile to 32"),
+        ("device", "cuda NVIDIA H200", "run on the same kind of device"),
+        ("torch", "2.8.0", "install the same torch version"),
+        ("instruction_set", "x86_64 AVX512", "use a machine like the run's"),
+    ],
+)
+def test_another_kind_is_refused_by_name_and_with_a_remedy(part: str, value: str, remedy: str) -> None:
+    other = replace(KIND, **{part: value})
+    with pytest.raises(NumericKindError) as caught:
+        require_kind(other, KIND.as_inputs(), where="worker")
+    expected = KIND.as_inputs()[part]
+    message = f"worker: numeric kind differs: {part} is {value} and the run's is {expected}; {remedy}"
+    assert str(caught.value).startswith(message)
+    assert "another 'output'" in str(caught.value)
+
+
+def test_every_part_that_differs_is_named() -> None:
+    with pytest.raises(NumericKindError, match=r"threads is 4 and the run's is 1, tile is 8 and the run's is 32"):
+        require_kind(replace(KIND, threads="4", tile="8"), KIND.as_inputs(), where="worker")
+
+
+def test_a_record_that_lacks_a_part_is_another_kind() -> None:
+    recorded = {name: value for name, value in KIND.as_inputs().items() if name != "threads"}
+    with pytest.raises(NumericKindError, match="threads is 1 and the run's is None"):
+        require_kind(KIND, recorded, where="worker")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_kind_says_what_this_process_really_does(threads: int, count: int) -> None:
+    kind = kind_for_settings("cpu", precision="bf16", threads=count, tile=8)
+    assert torch.get_num_threads() == count
+    assert (kind.threads, kind.precision, kind.tile, kind.device) == (str(count), "bf16", "8", "cpu")
+    assert kind.torch == torch.__version__
+    assert torch.backends.cpu.get_cpu_capability() in kind.instruction_set
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_an_absent_device_is_refused_with_what_to_set() -> None:
+    with pytest.raises(NumericKindError, match=r"compute\.device is cuda, .* set it to auto or cpu"):
+        choose_device("cuda")
+    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
