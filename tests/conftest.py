@@ -17,7 +17,7 @@ def data_root() -> Path:
     value = os.environ.get("PIPELINE_DATA_ROOT")
     if value is None:
         pytest.skip("PIPELINE_DATA_ROOT is not set: no real images here")
-    root = Path(value)
+    root = Path(value).resolve()
     if not root.is_dir():
         pytest.skip(f"PIPELINE_DATA_ROOT={value} is not a folder: no real images here")
     return root

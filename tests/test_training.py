@@ -27,7 +27,7 @@ from pipeline.training.progress import training_progress
 from pipeline.training.settings import TrainingSet, TrainingSettings
 from pipeline.training.state import EpochRecord, best_epoch
 
-MODELS = Path(__file__).parents[1] / "manifests" / "models"
+MODELS = Path(__file__).parents[1] / "pipeline" / "demo"
 COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200), "grey": (130, 130, 130)}
 FAST = TrainingSettings(epochs=3, learning_rate=1e-3, threads=1, patience=3)
 PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}

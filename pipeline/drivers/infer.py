@@ -12,9 +12,10 @@ from pipeline.manifest.schema import Manifest, check_method
 from pipeline.methods import METHODS, Method
 from pipeline.progress import sample_progress
 from pipeline.stages.context import RunContext
-from pipeline.stages.infer import STAGE, MakeInferWorker, slice_fingerprints, window_of
+from pipeline.stages.infer import STAGE, MakeInferWorker, plan_path, slice_fingerprints, window_of
 from pipeline.stages.online import MakeOnlineWorker
 from pipeline.stages.plain import commit_plain
+from pipeline.stages.plan import covered_rows
 from pipeline.stages.variants import method_variant
 from pipeline.stages.work import Report, WorkItem
 from pipeline.store.lease import hold_lease
@@ -33,11 +34,12 @@ def infer(manifest: Manifest, engine: Engine, *, names: Sequence[str] = (), onli
         summary = Summary(STAGE, manifest.output)
         if not online:
             _require_evidence(context)
-        missing = _missing_slices(context, [method for method in methods if method.grouping is not None], summary)
         embed(context, pair, summary)
-        record_run(context, "inferring")
         if not online:
             derive_coefficients(context, {method.grouping for method in methods if method.grouping is not None})
+        merging = [method for method in methods if method.grouping is not None]
+        missing = _missing_slices(context, merging, summary, online=online)
+        record_run(context, "inferring")
         for method in methods:
             if method.grouping is None:
                 _commit_plain_model(context, method, summary)
@@ -95,7 +97,8 @@ def _run(context: RunContext, engine: Engine, slices: list[WorkItem], summary: S
         engine.run(Job(STAGE, items, make_worker, scores=True), on_report)
 
 
-def _missing_slices(context: RunContext, methods: list[Method], summary: Summary) -> list[WorkItem]:
+def _missing_slices(context: RunContext, methods: list[Method], summary: Summary, *, online: bool) -> list[WorkItem]:
+    """Slices without predictions, or whose plan was made again since; online, no plan is known yet."""
     missing = []
     for method in methods:
         variant = method_variant(method.name, context.manifest)
@@ -103,9 +106,10 @@ def _missing_slices(context: RunContext, methods: list[Method], summary: Summary
             archive = context.archive(item.name)
             for window in context.windows(archive):
                 wanted = slice_fingerprints(context, item.name, archive, window, method)
+                rows = None if online else covered_rows(plan_path(context, item.name, window, method))
                 for part, fingerprint in wanted.items():
                     path = context.directory.predictions(variant, item.name, part)
-                    if part_state(path, fingerprint) is not PartState.COMMITTED:
+                    if part_state(path, fingerprint, rows=rows) is not PartState.COMMITTED:
                         missing.append(WorkItem(item.name, part, method.name))
                 summary.skipped += len(wanted)
     summary.skipped -= len(missing)

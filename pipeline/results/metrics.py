@@ -190,6 +190,7 @@ def _rows_of_evidence(folder: Path) -> RowSet | None:
                 f"{path}: row {repeated} of evaluation set '{folder.name}' appears twice in the evidence; "
                 "delete this file and run `pipeline precompute`"
             )
+    _add_rejects_of_stage_one(rows, folder.parent.parent, folder.name)
     return rows if found else None
 
 
@@ -216,7 +217,14 @@ def _tally(folder: PredictionFolder) -> Tally:
         rejected = read_table(path, ["row"])["row"].to_numpy()
         tally.rows.add(rejected)
         tally.rejected += len(rejected)
+    _add_rejects_of_stage_one(tally.rows, folder.run, folder.evaluation_set)
     return tally
+
+
+def _add_rejects_of_stage_one(rows: RowSet, run: Path, evaluation_set: str) -> None:
+    """Count them as covered on both sides of the comparison: online inference books them as its own."""
+    for path in parts(run / "rejects" / "precompute" / evaluation_set).values():
+        rows.add(read_table(path, ["row"])["row"].to_numpy())
 
 
 def _count(tally: Tally, part: pl.DataFrame, where: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ from pipeline.methods import METHODS, Method
 from pipeline.models.scorer import Scorer
 from pipeline.stages.context import RunContext
 from pipeline.stages.heads import Heads
-from pipeline.stages.plan import slice_of_each_batch
+from pipeline.stages.plan import covered_rows, slice_of_each_batch
 from pipeline.stages.reading import PixelBlock, read_ahead, rows_per_read
 from pipeline.stages.scoring_worker import ScoringWorker
 from pipeline.stages.tables import predictions_table, rejects_table
@@ -21,17 +22,21 @@ from pipeline.stages.work import Report, WorkItem
 from pipeline.store.files import write_json
 from pipeline.store.fingerprints import Fingerprint
 from pipeline.store.ledger import Ledger
-from pipeline.store.tables import read_table, write_table
+from pipeline.store.tables import ROWS, read_table, write_table
 
 STAGE = "infer"
 
 
 @dataclass(frozen=True, slots=True)
 class WindowPlan:
-    """The batches of one window and the samples (row, sample_id, label) that they refer to, in order of address."""
+    """The batches of one window, the samples (row, sample_id, label) that they refer to, and the digest of their rows.
+
+    ``samples`` is in order of address and may hold more than the batches do: images that gave no evidence.
+    """
 
     batches: pa.Table
     samples: pa.Table
+    rows: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +187,7 @@ class InferWorker(ScoringWorker):
         plan = self._plan(name, method, archive, window)
         ledger = Ledger()
         predictions = self.slice_scorer(name, archive, method).score(plan, window, item.part, ledger)
-        return self.commit(item, archive, window, predictions, ledger)
+        return self.commit(item, archive, window, plan.rows, predictions, ledger)
 
     def slice_scorer(self, name: str, archive: Archive, method: Method) -> SliceScorer:
         """Scorer of an evaluation set's slices in the method's tile: one image for ``t3``, else min(tile, batch)."""
@@ -198,7 +203,13 @@ class InferWorker(ScoringWorker):
         )
 
     def commit(
-        self, item: WorkItem, archive: Archive, window: Window, predictions: SlicePredictions, ledger: Ledger
+        self,
+        item: WorkItem,
+        archive: Archive,
+        window: Window,
+        rows: str,
+        predictions: SlicePredictions,
+        ledger: Ledger,
     ) -> Report:
         """Commit a slice's rejects, ledger and predictions, the predictions last."""
         assert item.method is not None
@@ -210,17 +221,16 @@ class InferWorker(ScoringWorker):
         with ledger.phase("write"):
             write_table(directory.rejects(stage, name, part), predictions.rejects, fingerprint)
         write_json(directory.ledger(stage, name, part), ledger.as_json())
-        write_table(directory.predictions(variant, name, part), predictions.table, fingerprint)
+        write_table(directory.predictions(variant, name, part), predictions.table, fingerprint, {ROWS: rows})
         return Report(item, samples=len(predictions.table), rejected=len(predictions.rejects), ledger=ledger)
 
     def _plan(self, name: str, method: Method, archive: Archive, window: Window) -> WindowPlan:
         assert method.grouping is not None
         key = (name, method.name, window.index)
         if self._cached is None or self._cached[0] != key:
-            rule = rule_variant(self.context.manifest.coefficient)
-            grouping = grouping_variant(method.grouping, self.context.manifest.grouping)
-            batches = read_table(self.context.directory.batches(rule, grouping, name, window.index))
-            self._cached = (key, WindowPlan(batches, window_samples(archive, window)))
+            path = plan_path(self.context, name, window, method)
+            plan = WindowPlan(read_table(path), window_samples(archive, window), covered_rows(path))
+            self._cached = (key, plan)
         return self._cached[1]
 
 
@@ -233,6 +243,14 @@ class MakeInferWorker:
     def __call__(self) -> InferWorker:
         """Load the pair in this process."""
         return InferWorker(self.context)
+
+
+def plan_path(context: RunContext, name: str, window: Window, method: Method) -> Path:
+    """Where the batch plan of a merging method's window lies."""
+    assert method.grouping is not None
+    rule = rule_variant(context.manifest.coefficient)
+    grouping = grouping_variant(method.grouping, context.manifest.grouping)
+    return context.directory.batches(rule, grouping, name, window.index)
 
 
 def window_of(context: RunContext, archive: Archive, part: int) -> Window:

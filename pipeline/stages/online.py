@@ -13,8 +13,9 @@ from pipeline.archives.archive import Archive, Window
 from pipeline.methods import METHODS, Method
 from pipeline.stages.context import RunContext
 from pipeline.stages.infer import InferWorker, SlicePredictions, WindowPlan, slice_fingerprints, window_samples
-from pipeline.stages.plan import derive_batches, derive_samples
+from pipeline.stages.plan import derive_batches, derive_samples, window_rows
 from pipeline.stages.precompute import PrecomputeWorker
+from pipeline.stages.tables import rows_digest
 from pipeline.stages.variants import method_variant
 from pipeline.stages.work import Report, WorkItem
 from pipeline.store.ledger import Ledger
@@ -38,13 +39,13 @@ class OnlineWorker(InferWorker, PrecomputeWorker):
         total, samples, rejected = Ledger(), 0, 0
         for part, fingerprint in wanted.items():
             path = self.context.directory.predictions(variant, name, part)
-            if part_state(path, fingerprint) is PartState.COMMITTED:
+            if part_state(path, fingerprint, rows=plan.rows) is PartState.COMMITTED:
                 continue
             scored = scorer.score(plan, window, part, ledger)
             ledger.totals["rejected"] += len(unmeasured[part])
             rejects = pa.concat_tables([unmeasured[part], scored.rejects]).sort_by("row")
             predictions = SlicePredictions(scored.table, rejects)
-            report = self.commit(WorkItem(name, part, item.method), archive, window, predictions, ledger)
+            report = self.commit(WorkItem(name, part, item.method), archive, window, plan.rows, predictions, ledger)
             total.add(ledger)
             samples, rejected = samples + report.samples, rejected + report.rejected
             # The window's first passes are booked on the first slice that is committed.
@@ -65,7 +66,8 @@ class OnlineWorker(InferWorker, PrecomputeWorker):
         samples = pa.concat_tables(derive_samples(self.context, found.table) for found in measured.values())
         batches = derive_batches(self.context, archive, window, method.grouping, samples)
         unmeasured = {part: found.rejects for part, found in measured.items()}
-        return WindowPlan(batches, window_samples(archive, window)), unmeasured
+        rows = window_rows([rows_digest(found.table) for found in measured.values()])
+        return WindowPlan(batches, window_samples(archive, window), rows), unmeasured
 
 
 @dataclass(frozen=True, slots=True)

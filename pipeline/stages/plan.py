@@ -1,5 +1,7 @@
 """From evidence to coefficients to batch plans: no image, no model, no forward pass."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -7,24 +9,23 @@ from numpy.typing import NDArray
 from pipeline.archives.archive import Archive, Window
 from pipeline.coefficients.grouping import BatchPlan, arrival, by_lambda, within_tolerance
 from pipeline.coefficients.rules import t3
+from pipeline.errors import StaleCacheError
 from pipeline.manifest.schema import Grouping
 from pipeline.methods import GroupingKind
 from pipeline.stages.context import RunContext
 from pipeline.stages.tables import batches_table, read_evidence, samples_table
 from pipeline.stages.variants import grouping_variant, rule_variant
-from pipeline.store.tables import PartState, part_state, read_table, write_table
+from pipeline.store.fingerprints import digest_json
+from pipeline.store.tables import ROWS, PartState, part_state, read_metadata, read_table, write_table
 
 
-def commit_samples(context: RunContext, name: str, archive: Archive, part: int) -> bool:
-    """Derive and commit one part's coefficients from its committed evidence; False when they are there already."""
+def commit_samples(context: RunContext, name: str, archive: Archive, part: int) -> None:
+    """Derive and commit one part's coefficients from its committed evidence, unless they are there already."""
     rule = rule_variant(context.manifest.coefficient)
-    path = context.directory.samples(rule, name, part)
-    fingerprint = context.samples_fingerprint(name, archive, part, rule)
-    if part_state(path, fingerprint) is PartState.COMMITTED:
-        return False
-    evidence = read_table(context.directory.evidence(name, part))
-    write_table(path, derive_samples(context, evidence), fingerprint)
-    return True
+    path, source = context.directory.samples(rule, name, part), context.directory.evidence(name, part)
+    fingerprint, rows = context.samples_fingerprint(name, archive, part, rule), covered_rows(source)
+    if part_state(path, fingerprint, rows=rows) is not PartState.COMMITTED:
+        write_table(path, derive_samples(context, read_table(source)), fingerprint, {ROWS: rows})
 
 
 def derive_samples(context: RunContext, evidence: pa.Table) -> pa.Table:
@@ -32,17 +33,30 @@ def derive_samples(context: RunContext, evidence: pa.Table) -> pa.Table:
     return samples_table(evidence, t3(read_evidence(evidence), context.manifest.coefficient.settings))
 
 
-def commit_batches(context: RunContext, name: str, archive: Archive, window: Window, kind: GroupingKind) -> bool:
-    """Group and commit one window's batches from its committed coefficients; False when they are there already."""
+def commit_batches(context: RunContext, name: str, archive: Archive, window: Window, kind: GroupingKind) -> None:
+    """Group and commit one window's batches from its committed coefficients, unless they are there already."""
     rule, grouping = rule_variant(context.manifest.coefficient), grouping_variant(kind, context.manifest.grouping)
     path = context.directory.batches(rule, grouping, name, window.index)
     fingerprint = context.batches_fingerprint(name, archive, window, rule, grouping)
-    if part_state(path, fingerprint) is PartState.COMMITTED:
-        return False
     parts = range(window.first_part, window.first_part + window.parts)
-    samples = [read_table(context.directory.samples(rule, name, part), ["row", "lambda"]) for part in parts]
-    write_table(path, derive_batches(context, archive, window, kind, pa.concat_tables(samples)), fingerprint)
-    return True
+    sources = [context.directory.samples(rule, name, part) for part in parts]
+    rows = window_rows([covered_rows(source) for source in sources])
+    if part_state(path, fingerprint, rows=rows) is not PartState.COMMITTED:
+        samples = pa.concat_tables(read_table(source, ["row", "lambda"]) for source in sources)
+        write_table(path, derive_batches(context, archive, window, kind, samples), fingerprint, {ROWS: rows})
+
+
+def covered_rows(path: Path) -> str:
+    """Digest of the rows that a committed part covers, from its footer."""
+    metadata = read_metadata(path)
+    if metadata is None:
+        raise StaleCacheError(f"{path}: cannot be read; delete this file and run `pipeline precompute`")
+    return metadata.extra[ROWS]
+
+
+def window_rows(parts: list[str]) -> str:
+    """Digest of the rows that a window's batches cover, from those of its parts."""
+    return digest_json(parts)
 
 
 def derive_batches(

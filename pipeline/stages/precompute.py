@@ -12,11 +12,11 @@ from pipeline.models.scorer import Scorer
 from pipeline.stages.context import RunContext
 from pipeline.stages.reading import read_ahead, rows_per_read
 from pipeline.stages.scoring_worker import ScoringWorker
-from pipeline.stages.tables import evidence_table, rejects_table
+from pipeline.stages.tables import evidence_table, rejects_table, rows_digest
 from pipeline.stages.work import Report, WorkItem
 from pipeline.store.files import write_json
 from pipeline.store.ledger import Ledger
-from pipeline.store.tables import write_table
+from pipeline.store.tables import ROWS, write_table
 
 STAGE = "precompute"
 
@@ -79,7 +79,7 @@ class PrecomputeWorker(ScoringWorker):
         with ledger.phase("write"):
             write_table(directory.rejects(STAGE, name, part), measured.rejects, fingerprint)
         write_json(directory.ledger(STAGE, name, part), ledger.as_json())
-        write_table(directory.evidence(name, part), measured.table, fingerprint)
+        write_table(directory.evidence(name, part), measured.table, fingerprint, {ROWS: rows_digest(measured.table)})
         return Report(item, samples=len(measured.table), rejected=len(measured.rejects), ledger=ledger)
 
     def measure(self, name: str, archive: Archive, part: int, ledger: Ledger) -> PartEvidence:

@@ -1,5 +1,7 @@
 """Schemas of the run's tables (DESIGN section 6) and the tables themselves, from arrays."""
 
+import hashlib
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -96,6 +98,11 @@ def rejects_table(samples: pa.Table, reasons: dict[int, str]) -> pa.Table:
         [chosen["row"], chosen["sample_id"], pa.array([reasons[p] for p in positions], pa.string())],
         schema=REJECTS_SCHEMA,
     )
+
+
+def rows_digest(table: pa.Table) -> str:
+    """SHA-256 of the row addresses that a table covers: its inputs do not tell them, as images can be rejected."""
+    return hashlib.sha256(table["row"].to_numpy().tobytes()).hexdigest()
 
 
 def fixed_size_lists(matrix: NDArray[np.float32]) -> pa.FixedSizeListArray:

@@ -15,6 +15,9 @@ from pipeline.store.fingerprints import Fingerprint
 
 FINGERPRINT_KEY = b"pipeline.fingerprint"
 INPUTS_KEY = b"pipeline.inputs"
+# Footer entry for the digest of the rows that a table covers, which only the work itself finds out: an image may
+# prove unreadable.
+ROWS = "rows"
 EXTRA_PREFIX = "pipeline."
 
 
@@ -24,6 +27,7 @@ class PartState(Enum):
     ABSENT = "absent"
     COMMITTED = "committed"
     UNREADABLE = "unreadable"
+    OUTDATED = "outdated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +91,11 @@ def read_metadata(path: Path) -> PartMetadata | None:
         return None
 
 
-def part_state(path: Path, fingerprint: Fingerprint) -> PartState:
+def part_state(path: Path, fingerprint: Fingerprint, *, rows: str | None = None) -> PartState:
     """Say whether the part at ``path`` may be reused.
 
-    A torn file is UNREADABLE: the stage redoes it. A readable file made from other inputs raises
+    A torn file is UNREADABLE, and one whose footer names other ``rows`` than these, because what it was derived from
+    was made again, is OUTDATED: the stage redoes both. A readable file made from other inputs raises
     :class:`StaleCacheError` naming what changed (DESIGN rule 5): results are never silently mixed.
     """
     if not path.exists():
@@ -99,7 +104,7 @@ def part_state(path: Path, fingerprint: Fingerprint) -> PartState:
     if metadata is None:
         return PartState.UNREADABLE
     if metadata.fingerprint == fingerprint.digest:
-        return PartState.COMMITTED
+        return PartState.COMMITTED if rows in {None, metadata.extra.get(ROWS)} else PartState.OUTDATED
     changed = fingerprint.changed_inputs(metadata.inputs)
     details = "; ".join(
         f"{name} changed (cached {_short(metadata.inputs.get(name))}, now {_short(fingerprint.inputs.get(name))})"

@@ -208,3 +208,21 @@ def test_a_lost_shard_rejects_its_images(pair: Path, tmp_path: Path) -> None:
     shard_path(Archive.open(tmp_path / "archives" / "npz"), 1).unlink()
     summary = run_precompute(manifest)
     assert (summary.samples, summary.rejected) == (COUNT - 128, 128)
+
+
+def test_evidence_made_again_after_a_repair_reaches_every_table(damaged: tuple[Manifest, Archive]) -> None:
+    manifest, archive = damaged
+    shards = {path: path.read_bytes() for path in (archive.path / "images.zarr").rglob("*") if path.is_file()}
+    lost = damage_the_middle(archive)
+    run_both(manifest)
+    assert len(read_predictions(manifest, "t3-batch", "npz")) == COUNT - len(lost)
+
+    for path, content in shards.items():
+        path.write_bytes(content)
+    for path in (Path(manifest.output) / "evidence" / "npz").glob("*"):
+        path.unlink()
+    run_both(manifest)
+    assert len(read_samples(manifest, "npz")) == COUNT
+    for method in METHODS:
+        assert sorted(read_predictions(manifest, method, "npz")["row"].to_pylist()) == list(range(COUNT))
+    assert evaluate_run(Path(manifest.output))["samples"].to_list() == [COUNT] * len(METHODS)
