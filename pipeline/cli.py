@@ -184,13 +184,14 @@ def schema() -> None:
 @bench_app.command("merge")
 def bench_merge(
     architecture: Annotated[str, typer.Option("--architecture", help="open_clip name or JSON file.")] = "ViT-B-16",
-    pairs: Annotated[int, typer.Option("--pairs", min=3, help="Interleaved measurements of each.")] = 8,
+    pairs: Annotated[int, typer.Option("--pairs", min=3, help="Interleaved measurements of each way.")] = 8,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="As compute.threads of a worker.")] = 1,
     as_json: Json = False,
 ) -> None:
     """One merge against the usual state_dict loop, side by side."""
     from pipeline.benchmarks.merge_speed import merge_speed
 
-    result = merge_speed(architecture, pairs)
+    result = merge_speed(architecture, pairs, threads)
     _print_json(result) if as_json else print(result["text"])
 
 

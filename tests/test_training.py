@@ -18,7 +18,7 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from pipeline.errors import RunDirectoryError, StaleCacheError, TrainingError
+from pipeline.errors import ManifestError, RunDirectoryError, StaleCacheError, TrainingError
 from pipeline.models.architectures import load_architecture
 from pipeline.models.checkpoints import load_checkpoint
 from pipeline.training.batches import augment, epoch_batches, generator_for, steps_per_epoch
@@ -251,7 +251,7 @@ def test_loss_that_is_not_finite_is_refused_with_what_to_do(tmp_path):
 
 def test_prompt_longer_than_the_context_is_refused_not_cut(tmp_path):
     long = replace(colour_set(), templates=["a {} tile" + " again" * 30])
-    with pytest.raises(TrainingError, match="longer than the model's 32 tokens"):
+    with pytest.raises(ManifestError, match="longer than the model's 32 tokens"):
         run(tmp_path / "x.safetensors", sets=[long])
 
 

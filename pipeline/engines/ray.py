@@ -7,6 +7,7 @@ raises it as it was; what Ray raises by itself is a failure of the cluster.
 
 import logging
 import os
+import socket
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,13 +88,12 @@ class RayEngine:
     def _resources(self, job: Job, size: int) -> dict[str, float]:
         """CPUs (and a GPU) per actor, such that the pool never claims the last bit of a CPU that reads need.
 
-        Ray takes fractions below one CPU only, and waits for ever for a node that can hold a larger actor.
+        No more than the largest node has: Ray waits for ever for a node that can hold the actor.
         """
         cluster = ray.cluster_resources()
         share = max(0.1, (cluster.get("CPU", 1.0) - 0.5) / size)
         largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
-        cpus = min(float(self.manifest.compute.threads), share, largest or share)
-        resources = {"num_cpus": cpus if cpus < 1 else float(int(cpus))}
+        resources = {"num_cpus": min(float(self.manifest.compute.threads), share, largest or share)}
         if job.scores and self.manifest.compute.device != "cpu" and cluster.get("GPU"):
             resources["num_gpus"] = 1.0
         return resources
@@ -164,18 +164,22 @@ def _connect(workers: int) -> None:
     """Join the cluster at RAY_ADDRESS, or start one here with a CPU per worker at least."""
     if ray.is_initialized():
         return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _require_answer(address)
     # Ray's native code writes to descriptor 2 whatever Python's logging says; a level that a user has set stands.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet = {"logging_level": logging.CRITICAL, "log_to_driver": False, "configure_logging": True}
     try:
         with _silent_stderr():
-            if os.environ.get("RAY_ADDRESS"):
+            if address:
                 ray.init(**quiet)
             else:
                 cpus = max(workers, len(os.sched_getaffinity(0)))
                 ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise EngineError(f"ray: cannot start or join a cluster ({one_line(error)}); check RAY_ADDRESS") from error
+        remedy = "check RAY_ADDRESS, RAY_AUTH_MODE and the cluster's token" if address else "or use --engine local"
+        raise EngineError(f"ray: cannot start or join a cluster ({one_line(error)}); {remedy}") from error
     # Ray prints news of lost workers to standard output, which is for results; there is no public switch.
     ray_worker._worker_logs_enabled = False  # noqa: SLF001
     for handler in logging.getLogger("ray.data").handlers:
@@ -187,6 +191,18 @@ def _connect(workers: int) -> None:
         context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def _require_answer(address: str) -> None:
+    """Refuse a RAY_ADDRESS (host:port) where nothing listens; Ray would try in silence for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        msg = f"RAY_ADDRESS={address}: no cluster answers there ({one_line(error)}); start one, or unset RAY_ADDRESS"
+        raise EngineError(msg) from error
 
 
 @contextmanager

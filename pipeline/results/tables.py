@@ -46,8 +46,8 @@ def ledger_table(run_json: Mapping[str, Any]) -> Table:
     """
     rows = ledger_rows(run_json)
     models = [name for name in model_names(rows) if any(row.image_calls.get(name) for row in rows)]
-    table = _table("Image forward calls by model, and what else was spent", "Stage or method")
-    for title in ("Cost", *models, "Images", "Text", "Merges", "Skipped"):
+    table = _table("Image forward calls by model, and what else was spent", "Stage, method")
+    for title in ("Cost", *models, "Text", "Merges", "Skipped"):
         table.add_column(title, justify="right", no_wrap=True, style="bold" if title == "Cost" else None)
     for row in rows:
         table.add_row(*(Text(cell) for cell in _ledger_cells(row, models)))
@@ -72,7 +72,7 @@ def whole(value: int) -> str:
 def _table(title: str, folding: str) -> Table:
     """An open table whose first column, ``folding``, gives way on a narrow terminal, so that no figure is ever cut."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column(folding, overflow="fold")
+    table.add_column(folding, overflow="fold", min_width=10)
     return table
 
 
@@ -103,5 +103,5 @@ def _ledger_cells(row: LedgerRow, models: list[str]) -> list[str]:
         row.method or row.stage,
         cost_text(row),
         *(whole(row.image_calls.get(model, 0)) for model in models),
-        *(whole(count) for count in (row.images, row.text_calls, row.merges, row.merges_skipped)),
+        *(whole(count) for count in (row.text_calls, row.merges, row.merges_skipped)),
     ]
