@@ -6,6 +6,7 @@ and 2 (a mistake in the manifest, say) must stay 2.
 
 import argparse
 import asyncio
+import logging
 import shlex
 import sys
 import time
@@ -29,9 +30,6 @@ PRINT_RUN = (
     "root = Path(sys.argv[2]) if sys.argv[2:] else None; "
     "print(load_manifest(Path(sys.argv[1]), data_root=root).output)"
 )
-NOT_FOUND = (
-    "error: no 'pipeline' on the PATH of the cluster's head; start Ray in the environment that it is installed in"
-)
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,6 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--method", action="append", default=[])
     options = parser.parse_args(arguments)
+    logging.disable(logging.WARNING)
     try:
         client = JobSubmissionClient(options.address)
         job = client.submit_job(entrypoint=entrypoint(options))
@@ -80,7 +79,6 @@ def entrypoint(options: argparse.Namespace) -> str:
         printed = shlex.join(["-c", PRINT_RUN, manifest, *root[1:]])
         run = f'"$("$(dirname "$(command -v pipeline)")/python" {printed})"'
     commands = (
-        f"{{ command -v pipeline >/dev/null || {{ echo {shlex.quote(NOT_FOUND)}; exit 127; }}; }}",
         shlex.join(["pipeline", "precompute", *common]),
         shlex.join(["pipeline", "infer", *common, *methods]),
         f"pipeline evaluate {run}",

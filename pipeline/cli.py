@@ -12,6 +12,7 @@ from pipeline.engines.engine import EngineName
 from pipeline.errors import PipelineError
 from pipeline.manifest import ROLES, Manifest, Role, load_manifest, manifest_schema
 
+INTERRUPTED = 130
 HELP = "Test-time merging of medical vision-language models: precompute λ once, then infer at the price of one model."
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
@@ -39,9 +40,11 @@ def main() -> None:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted: what is committed is kept; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        # Typer turns an interrupt into this exit code, and says nothing.
+        if end.code == INTERRUPTED:
+            print("interrupted: what is committed is kept; run the same command again to go on", file=sys.stderr)
+        raise
 
 
 @app.command()
