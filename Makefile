@@ -28,8 +28,9 @@ bench: $(READY)
 	$(BIN)/pipeline bench merge
 	$(BIN)/pipeline bench memory
 
+# What set-up made. Runs, archives and checkpoints are results: they stay.
 clean:
-	rm -rf $(VENV) runs archives checkpoints
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
 # Byte-compiling matters: without it every Ray worker compiles its imports anew where bytecode is not written.
 $(READY): pyproject.toml constraints.txt

@@ -29,6 +29,10 @@ class ArchiveError(PipelineError, ValueError):
     """An archive is absent, damaged, or was made from something else."""
 
 
+class ArchiveUnavailableError(ArchiveError):
+    """An archive cannot be read for now: storage or memory failed, which says nothing about the images."""
+
+
 class StaleCacheError(PipelineError, ValueError):
     """Cached work was made from other inputs than the ones asked for now."""
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import ZstdCodec
 
-from pipeline.errors import ArchiveError
+from pipeline.errors import ArchiveError, ArchiveUnavailableError
 from pipeline.store.files import sync_directory, sync_file
 
 CHUNK_BYTES = 256 << 10
@@ -109,6 +109,7 @@ class PixelStore:
         try:
             pixels = _select(array, distinct)
         except READ_FAILURES as error:
+            self._require_available(error)
             raise self._unreadable(distinct, error) from error
         in_order = len(distinct) == len(rows) and bool(np.all(inverse[1:] > inverse[:-1]))
         return pixels if in_order else pixels[inverse]
@@ -122,9 +123,16 @@ class PixelStore:
             try:
                 _select(array, np.arange(first, first + self.chunk_rows))
             except READ_FAILURES as error:
+                self._require_available(error)
                 reasons[chunk] = _one_line(error)
         listed = [reasons.get(chunk) for chunk in (rows // self.chunk_rows).tolist()]
         return np.array([reason is None for reason in listed], dtype=np.bool_), listed
+
+    def _require_available(self, error: BaseException) -> None:
+        """A disk, network or memory that fails for now must not cost images: only lost and damaged files do."""
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError)):
+            msg = f"{self.path}: cannot be read for now ({_one_line(error)}); run the command again when it can"
+            raise ArchiveUnavailableError(msg) from error
 
     def _unreadable(self, rows: npt.NDArray[np.int64], error: BaseException) -> ArchiveError:
         mask, reasons = self.readable(rows)

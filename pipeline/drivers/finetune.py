@@ -20,7 +20,7 @@ from pipeline.models.architectures import Architecture, load_architecture
 from pipeline.models.checkpoints import checkpoint_problems, load_checkpoint
 from pipeline.models.numeric_kind import choose_device
 from pipeline.references import is_file_reference
-from pipeline.stages.sources import open_sources
+from pipeline.stages.sources import open_sources, resolve_class_names
 from pipeline.store.fingerprints import digest_json
 from pipeline.training.loop import train
 from pipeline.training.progress import training_progress
@@ -142,10 +142,16 @@ def _training_sets(manifest: Manifest, section: Training, geometry: Geometry, fo
         except PipelineError as error:
             problems += str(error).splitlines()
             continue
+        if trained.class_names != validated.class_names:
+            problems.append(
+                f"training set {train_item.name!r}: its validation names other classes, or in another order: "
+                f"{validated.class_names} instead of {trained.class_names}"
+            )
+            continue
         sets.append(
             TrainingSet(
                 name=train_item.name,
-                class_names=train_item.class_names or trained.class_names,
+                class_names=resolve_class_names(train_item, trained.class_names),
                 templates=manifest.prompts.templates,
                 images=trained.images,
                 labels=trained.labels,

@@ -34,7 +34,7 @@ def infer(manifest: Manifest, engine: Engine, *, names: Sequence[str] = (), onli
         summary = Summary(STAGE, manifest.output)
         if not online:
             _require_evidence(context)
-        embed(context, pair, summary)
+        embed(context, pair, engine, summary)
         if not online:
             derive_coefficients(context, {method.grouping for method in methods if method.grouping is not None})
         merging = [method for method in methods if method.grouping is not None]

@@ -8,9 +8,9 @@ from pipeline.archives.source import Source
 from pipeline.drivers.opening import require_evaluation_sets
 from pipeline.drivers.summary import Summary
 from pipeline.engines.engine import Engine, Job
-from pipeline.errors import ManifestError, PipelineError, ProblemsError
+from pipeline.errors import PipelineError, ProblemsError
 from pipeline.geometry import Geometry
-from pipeline.manifest.schema import EvaluationSet, Manifest
+from pipeline.manifest.schema import Manifest
 from pipeline.models.architectures import load_architecture
 from pipeline.models.publications import read_publication, stated_preprocessing
 from pipeline.progress import sample_progress
@@ -57,32 +57,30 @@ def _list_sources(manifest: Manifest, geometry: Geometry) -> dict[str, Archive]:
     for item in manifest.evaluation_sets:
         try:
             opened[item.name] = list(open_sources(item, manifest.data_root))
-            _check_class_names(item, opened[item.name])
+            resolve_class_names(item, opened[item.name][0].class_names)
         except PipelineError as error:
             problems += str(error).splitlines()
     if problems:
         raise ProblemsError(problems)
-    archives = {}
+    archives: dict[str, Archive] = {}
+    new: dict[str, list[int]] = {}
     for name, sources in opened.items():
-        archive = create_or_open(
-            archive_path(manifest, name),
-            class_names=sources[0].class_names,
-            geometry=geometry,
-            part_rows=manifest.part_rows,
-        )
-        for position in plan_segments(archive, sources):
-            append_segment(archive, sources[position])
-        archives[name] = archive
+        try:
+            archives[name] = create_or_open(
+                archive_path(manifest, name),
+                class_names=sources[0].class_names,
+                geometry=geometry,
+                part_rows=manifest.part_rows,
+            )
+            new[name] = plan_segments(archives[name], sources)
+        except PipelineError as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise ProblemsError(problems)
+    for name, positions in new.items():
+        for position in positions:
+            append_segment(archives[name], opened[name][position])
     return archives
-
-
-def _check_class_names(item: EvaluationSet, sources: list[Source]) -> None:
-    first = sources[0].class_names
-    for source in sources[1:]:
-        if source.class_names != first:
-            msg = f"evaluation set {item.name!r}: its sources name different classes: {first} and {source.class_names}"
-            raise ManifestError(msg)
-    resolve_class_names(item, first)
 
 
 def _rows(archive: Archive, part: int) -> int:

@@ -65,10 +65,16 @@ def inspect_run(directory: RunDirectory) -> dict[str, Any]:
             f"predictions/{method}/{name}"
             for method in manifest["methods"]
             for name in expected
-            if not any(key.startswith("predictions/" + method) and key.endswith(f"/{name}") for key in tables)
-        ],
+            if not any(_is_predictions(key, method, name) for key in tables)
+        ]
+        + [f"evidence/{name}" for name in expected if f"evidence/{name}" not in tables],
         "tables": tables,
     }
+
+
+def _is_predictions(table: str, method: str, name: str) -> bool:
+    kind, *rest = table.split("/")
+    return kind == "predictions" and rest[0].split("@")[0] == method and rest[-1] == name
 
 
 def _archive_parts(manifest: dict[str, Any], name: str) -> int | None:

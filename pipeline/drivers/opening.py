@@ -5,14 +5,14 @@ from importlib import metadata
 from pathlib import Path
 
 from pipeline.archives.archive import Archive
-from pipeline.archives.ingest import plan_segments
 from pipeline.engines.engine import Engine
-from pipeline.errors import ArchiveError, ManifestError, NumericKindError, PipelineError, ProblemsError, SourceError
+from pipeline.errors import ArchiveError, ManifestError, NumericKindError, PipelineError, ProblemsError
 from pipeline.manifest.schema import EvaluationSet, Manifest
 from pipeline.models.pair import Pair, load_pair
 from pipeline.stages.context import RunContext, archive_path
 from pipeline.stages.scoring_worker import identify
-from pipeline.stages.sources import open_sources
+from pipeline.stages.sources import check_declared
+from pipeline.stages.variants import method_variant
 from pipeline.store.run_directory import RunDirectory
 
 RECORDED_PACKAGES = ("pipeline", "torch", "open_clip_torch", "numpy", "pyarrow", "polars", "zarr", "ray")
@@ -55,6 +55,7 @@ def record_run(context: RunContext, state: str) -> None:
         numeric_kind=dict(context.kind),
         fingerprints=context.pair.as_inputs(),
         class_names=class_names,
+        variants=[method_variant(name, manifest).folder for name in manifest.selected_methods],
     )
 
 
@@ -81,13 +82,7 @@ def _open_archive(manifest: Manifest, item: EvaluationSet, pair: Pair) -> Archiv
             f"{path}: holds images made for {archive.geometry}, but the model wants {wanted}; "
             "give another 'archives' folder and ingest again"
         )
-    try:
-        sources = open_sources(item, manifest.data_root)
-    except (ProblemsError, SourceError):
-        # The archive stands for itself where its sources are not at hand, on another machine or after a clean-up.
-        sources = []
-    if sources and plan_segments(archive, sources):
-        raise ArchiveError(f"{path}: the manifest lists sources that it does not hold yet; run `pipeline ingest`")
+    check_declared(item, archive)
     missing = archive.missing_parts()
     if missing:
         raise ArchiveError(f"{path}: {len(missing)} of {archive.parts} parts are missing; run `pipeline ingest`")

@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from pipeline.drivers.opening import open_run, record_run
 from pipeline.drivers.summary import Summary, sum_ledgers
 from pipeline.engines.engine import Engine, Job
+from pipeline.engines.local import LocalEngine
 from pipeline.manifest.schema import Manifest
 from pipeline.methods import METHODS, GroupingKind
 from pipeline.models.numeric_kind import choose_device
 from pipeline.models.pair import Pair
 from pipeline.progress import sample_progress
 from pipeline.stages.context import RunContext
+from pipeline.stages.embed import MakeEmbedWorker
 from pipeline.stages.heads import STAGE as EMBED
 from pipeline.stages.heads import ensure_embeddings
 from pipeline.stages.plan import commit_batches, commit_samples
@@ -36,7 +36,7 @@ def precompute(manifest: Manifest, engine: Engine) -> Summary:
         items = missing_evidence(context)
         total = sum(context.archive(item.name).parts for item in manifest.evaluation_sets)
         summary.skipped = total - len(items)
-        embed(context, pair, summary)
+        embed(context, pair, engine, summary)
         record_run(context, "precomputing")
         sizes = accepted_images(context, items)
         with sample_progress(STAGE, sum(sizes.values())) as progress:
@@ -72,11 +72,17 @@ def accepted_images(context: RunContext, items: Sequence[WorkItem]) -> dict[Work
     return {item: archives[item.evaluation_set].accepted(item.part) for item in items}
 
 
-def embed(context: RunContext, pair: Pair, summary: Summary) -> None:
-    """Class embeddings of all sets that lack them."""
-    device = choose_device(context.manifest.compute.device) if torch.cuda.is_available() else torch.device("cpu")
-    for item in context.manifest.evaluation_sets:
-        summary.ledger.add(ensure_embeddings(context, item.name, pair, device))
+def embed(context: RunContext, pair: Pair, engine: Engine, summary: Summary) -> None:
+    """Class embeddings of all sets that lack them: here, or by a worker where this process is of another kind."""
+    if LocalEngine(context.manifest).numeric_kind_or_none() == context.kind:
+        device = choose_device(context.manifest.compute.device)
+        for item in context.manifest.evaluation_sets:
+            summary.ledger.add(ensure_embeddings(context, item.name, pair, device))
+        return
+    items = [WorkItem(item.name, 0) for item in context.manifest.evaluation_sets]
+    engine.run(
+        Job(EMBED, items, MakeEmbedWorker(context), scores=True), lambda report: summary.ledger.add(report.ledger)
+    )
 
 
 def derive_coefficients(context: RunContext, kinds: set[GroupingKind]) -> None:

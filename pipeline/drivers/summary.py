@@ -24,7 +24,7 @@ class Summary:
 
     def count(self, report: Report) -> None:
         """Add a committed item."""
-        self.computed += 1
+        self.computed += report.parts
         self.samples += report.samples
         self.rejected += report.rejected
         self.ledger.add(report.ledger)

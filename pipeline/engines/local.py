@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pipeline.engines.engine import Job
+from pipeline.errors import NumericKindError
 from pipeline.manifest.schema import Manifest
 from pipeline.models.numeric_kind import kind_for_settings
 from pipeline.stages.work import Report
@@ -22,6 +23,13 @@ class LocalEngine:
         worker = job.make_worker()
         for item in job.items:
             on_report(worker.run(item))
+
+    def numeric_kind_or_none(self) -> Mapping[str, str] | None:
+        """Numeric kind of this process, None where the manifest's device is not here."""
+        try:
+            return self.numeric_kind()
+        except NumericKindError:
+            return None
 
     def numeric_kind(self) -> Mapping[str, str]:
         """Numeric kind of this process with the manifest's settings."""

@@ -36,12 +36,20 @@ class Checkpoint:
     publication: Publication
 
     def digest(self) -> str:
-        """SHA-256 over names, shapes, dtypes and bytes of all tensors, in order of names: 64 hex digits."""
-        sha = hashlib.sha256()
-        for name, tensor in sorted(self.state.items()):
-            sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            sha.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
-        return sha.hexdigest()
+        """See :func:`digest_weights`."""
+        return digest_weights(self.state)
+
+
+def digest_weights(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all tensors, in order of names: 64 hex digits.
+
+    The digest of a checkpoint on a training's card is the one that a run records for it.
+    """
+    sha = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def load_checkpoint(reference: str, architecture: Architecture, model: nn.Module) -> Checkpoint:

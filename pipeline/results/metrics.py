@@ -67,9 +67,10 @@ def evaluate_run(run: Path) -> pl.DataFrame:
     """Compute the metrics of every method and evaluation set with predictions, and write ``RUN/metrics.parquet``.
 
     Returns one row for each evaluation set and method, in the manifest's order. ``samples`` counts labelled rows only,
-    ``unlabelled`` the others, ``rejected`` those that stage two set apart; ``accuracy``, ``balanced_accuracy`` and
+    ``unlabelled`` the others, ``rejected`` those that either stage set apart; ``accuracy``, ``balanced_accuracy`` and
     ``majority_rate`` are fractions, null where nothing is labelled; ``err`` is 100·(1-Acc)/(1-Acc_generalist), null
-    where the generalist makes no error or was not scored; ``predicted_classes`` of ``classes`` and ``mean_lambda``
+    where the generalist makes no error or was not scored; predictions of other settings than the manifest's are left
+    out where they do not cover the set; ``predicted_classes`` of ``classes`` and ``mean_lambda``
     count unlabelled rows too; ``fingerprint`` is the digest over the fingerprints of all parts read.
 
     Raises :class:`RunDirectoryError` naming method and evaluation set when a part is missing or torn, a row appears
@@ -81,6 +82,7 @@ def evaluate_run(run: Path) -> pl.DataFrame:
         raise RunDirectoryError(f"{run}: holds no predictions; run `pipeline infer` first")
     condition_of = conditions(run_json)
     records: list[dict[str, Any]] = []
+    folders = [folder for folder in folders if not _is_left_behind(folder, run_json)]
     for evaluation_set in dict.fromkeys(folder.evaluation_set for folder in folders):
         tallies = _tally_methods([folder for folder in folders if folder.evaluation_set == evaluation_set])
         generalist = tallies.get(GENERALIST)
@@ -157,6 +159,15 @@ def _tally_methods(folders: list[PredictionFolder]) -> dict[str, Tally]:
     return tallies
 
 
+def _is_left_behind(folder: PredictionFolder, run_json: dict[str, Any]) -> bool:
+    """Whether other settings or methods than the manifest's made it, before the run grew: no command completes it."""
+    current = run_json.get("variants")
+    if current is None or folder.method in current:
+        return False
+    wanted = max(parts(folder.run / "evidence" / folder.evaluation_set), default=-1)
+    return not set(range(wanted + 1)) <= parts(folder.path).keys()
+
+
 def _require_parts(folder: PredictionFolder) -> None:
     found = parts(folder.path)
     if not found:
@@ -213,11 +224,11 @@ def _tally(folder: PredictionFolder) -> Tally:
         table = read_table(path, ["row", "lambda", "prediction", "label"])
         _count(tally, cast(pl.DataFrame, pl.from_arrow(table)), f"{folder}: {path.name}")
     assert tally is not None, "a folder without parts is refused before"
+    predicted = len(tally.rows)
     for path in parts(folder.rejects).values():
-        rejected = read_table(path, ["row"])["row"].to_numpy()
-        tally.rows.add(rejected)
-        tally.rejected += len(rejected)
+        tally.rows.add(read_table(path, ["row"])["row"].to_numpy())
     _add_rejects_of_stage_one(tally.rows, folder.run, folder.evaluation_set)
+    tally.rejected = len(tally.rows) - predicted
     return tally
 
 

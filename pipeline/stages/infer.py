@@ -104,9 +104,7 @@ class SliceScorer:
         limit = rows_per_read(self.archive, self.read_bytes, self.tile)
         groups = list(_groups(batches, limit))
         blocks = read_ahead(self.archive, (np.concatenate([batch.rows for batch in group]) for group in groups))
-        for group in groups:
-            with ledger.phase("read"):
-                block = next(blocks)
+        for group, block in zip(groups, ledger.timed("read", blocks), strict=True):
             start = 0
             for batch in group:
                 stop = start + len(batch.rows)

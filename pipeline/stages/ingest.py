@@ -7,6 +7,7 @@ from pipeline.archives.ingest import write_part
 from pipeline.archives.source import Source
 from pipeline.manifest.schema import EvaluationSet, Manifest
 from pipeline.stages.context import archive_path
+from pipeline.stages.memory import return_large_blocks
 from pipeline.stages.sources import open_source
 from pipeline.stages.work import Report, WorkItem
 from pipeline.store.ledger import Ledger
@@ -16,6 +17,7 @@ class IngestWorker:
     """Commits archive parts; sources are opened once per process."""
 
     def __init__(self, manifest: Manifest) -> None:
+        return_large_blocks()
         self._manifest = manifest
         self._sources: dict[tuple[str, int], Source] = {}
 

@@ -36,7 +36,7 @@ class OnlineWorker(InferWorker, PrecomputeWorker):
         ledger = Ledger()
         plan, unmeasured = self._plan_on_the_fly(name, method, archive, window, ledger)
         scorer = self.slice_scorer(name, archive, method)
-        total, samples, rejected = Ledger(), 0, 0
+        total, samples, rejected, committed = Ledger(), 0, 0, 0
         for part, fingerprint in wanted.items():
             path = self.context.directory.predictions(variant, name, part)
             if part_state(path, fingerprint, rows=plan.rows) is PartState.COMMITTED:
@@ -47,10 +47,11 @@ class OnlineWorker(InferWorker, PrecomputeWorker):
             predictions = SlicePredictions(scored.table, rejects)
             report = self.commit(WorkItem(name, part, item.method), archive, window, plan.rows, predictions, ledger)
             total.add(ledger)
+            committed += 1
             samples, rejected = samples + report.samples, rejected + report.rejected
             # The window's first passes are booked on the first slice that is committed.
             ledger = Ledger()
-        return Report(item, samples=samples, rejected=rejected, ledger=total)
+        return Report(item, samples=samples, rejected=rejected, ledger=total, parts=committed)
 
     def _plan_on_the_fly(
         self, name: str, method: Method, archive: Archive, window: Window, ledger: Ledger

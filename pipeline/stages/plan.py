@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pipeline.archives.archive import Archive, Window
 from pipeline.coefficients.grouping import BatchPlan, arrival, by_lambda, within_tolerance
 from pipeline.coefficients.rules import t3
-from pipeline.errors import StaleCacheError
+from pipeline.errors import RunDirectoryError, StaleCacheError
 from pipeline.manifest.schema import Grouping
 from pipeline.methods import GroupingKind
 from pipeline.stages.context import RunContext
@@ -48,6 +48,8 @@ def commit_batches(context: RunContext, name: str, archive: Archive, window: Win
 
 def covered_rows(path: Path) -> str:
     """Digest of the rows that a committed part covers, from its footer."""
+    if not path.exists():
+        raise RunDirectoryError(f"{path}: is not there yet; run `pipeline precompute`")
     metadata = read_metadata(path)
     if metadata is None:
         raise StaleCacheError(f"{path}: cannot be read; delete this file and run `pipeline precompute`")

@@ -51,9 +51,7 @@ def measure_part(
     unusable: dict[int, str] = {}
     step = rows_per_read(archive, read_bytes, tile)
     blocks = read_ahead(archive, (rows[start : start + step] for start in range(0, len(rows), step)))
-    for start in range(0, len(rows), step):
-        with ledger.phase("read"):
-            block = next(blocks)
+    for start, block in zip(range(0, len(rows), step), ledger.timed("read", blocks), strict=True):
         with ledger.phase("forward"):
             logits[:, start : start + step] = scorer.pair_logits(block.pixels, heads, tile=tile)
         unusable |= {start + position: reason for position, reason in block.unreadable.items()}

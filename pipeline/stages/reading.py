@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.archives.archive import Archive
-from pipeline.errors import ArchiveError
+from pipeline.errors import ArchiveError, ArchiveUnavailableError
 
 Rows = NDArray[np.int64]
 
@@ -26,6 +26,8 @@ def read_block(archive: Archive, rows: Rows) -> PixelBlock:
     """Read ``rows``; a damaged chunk costs the rows in it, never the block (DESIGN rule 7)."""
     try:
         return PixelBlock(rows, archive.read(rows), {})
+    except ArchiveUnavailableError:
+        raise
     except ArchiveError:
         mask, reasons = archive.readable(rows)
         pixels = np.zeros((len(rows), archive.geometry.height, archive.geometry.width, 3), dtype=np.uint8)

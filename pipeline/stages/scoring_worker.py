@@ -9,7 +9,7 @@ from pipeline.models.pair import Pair, load_pair
 from pipeline.models.scorer import Scorer
 from pipeline.stages.context import PairIdentity, RunContext
 from pipeline.stages.heads import Heads, load_heads
-from pipeline.stages.memory import use_one_malloc_arena
+from pipeline.stages.memory import return_large_blocks
 from pipeline.store.fingerprints import digest_json
 from pipeline.store.ledger import Ledger
 
@@ -18,22 +18,22 @@ class ScoringWorker:
     """Loads the pair once per process, refuses a foreign numeric kind, and books what scoring costs."""
 
     def __init__(self, context: RunContext) -> None:
-        use_one_malloc_arena()
+        return_large_blocks()
         self.context = context
         compute, settings = context.manifest.compute, context.manifest.pair
-        self._device = choose_device(compute.device)
+        self.device = choose_device(compute.device)
         kind = kind_for_settings(
             compute.device, precision=settings.precision, threads=compute.threads, tile=compute.tile
         )
         require_kind(kind, context.kind, where="worker")
-        self._pair = load_manifest_pair(context)
-        self.scorer = Scorer(self._pair, device=self._device, precision=settings.precision)
+        self.pair = load_manifest_pair(context)
+        self.scorer = Scorer(self.pair, device=self.device, precision=settings.precision)
         self._heads: dict[str, tuple[Heads, TextTower | None]] = {}
 
     def heads(self, evaluation_set: str) -> Heads:
         """Heads of an evaluation set, read once."""
         if evaluation_set not in self._heads:
-            self._heads[evaluation_set] = load_heads(self.context, evaluation_set, self._pair, self._device)
+            self._heads[evaluation_set] = load_heads(self.context, evaluation_set, self.pair, self.device)
         return self._heads[evaluation_set][0]
 
     def book(self, ledger: Ledger) -> None:

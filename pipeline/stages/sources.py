@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.archives.archive import Archive
 from pipeline.archives.medmnist import open_medmnist
 from pipeline.archives.npz import NpzSource
-from pipeline.archives.source import FirstImages, Source
+from pipeline.archives.source import JSON, FirstImages, Source
 from pipeline.archives.synthetic import SyntheticSource
-from pipeline.errors import ManifestError, PipelineError, ProblemsError
+from pipeline.errors import ArchiveError, ManifestError, PipelineError, ProblemsError, StaleCacheError
 from pipeline.manifest import schema
 
 
@@ -45,6 +46,7 @@ def open_sources(item: schema.EvaluationSet, data_root: str | None) -> Sequence[
             problems.append(f"evaluation set {item.name!r}: {error}")
     if problems:
         raise ProblemsError(problems)
+    require_same_classes(f"evaluation set {item.name!r}", sources)
     return sources
 
 
@@ -60,3 +62,46 @@ def resolve_class_names(item: schema.EvaluationSet, own: Sequence[str]) -> list[
         )
         raise ManifestError(msg)
     return list(item.class_names or own)
+
+
+def check_declared(item: schema.EvaluationSet, archive: Archive) -> None:
+    """Check that an archive was made from the sources that the manifest names; no source is opened.
+
+    Raises :class:`StaleCacheError` naming what changed, and :class:`ArchiveError` when the manifest lists sources that
+    the archive does not hold yet, or no longer lists some that it holds.
+    """
+    where = f"{archive.path}: evaluation set {item.name!r}"
+    if len(item.source) > len(archive.segments):
+        raise ArchiveError(f"{where}: the manifest lists sources that it does not hold yet; run `pipeline ingest`")
+    if len(item.source) < len(archive.segments):
+        raise ArchiveError(f"{where}: it holds sources that the manifest does not list; list them all")
+    for position, (spec, segment) in enumerate(zip(item.source, archive.segments, strict=True)):
+        declared = _declared_identity(spec)
+        changed = [name for name, value in declared.items() if segment.source.get(name) != value]
+        if isinstance(spec, schema.NpzSource) and tuple(spec.class_names) != archive.class_names:
+            changed.append("class_names")
+        if changed:
+            raise StaleCacheError(
+                f"{where}: source {position} changed in {', '.join(changed)} since it was stored; "
+                "give another 'archives' folder and ingest again"
+            )
+
+
+def _declared_identity(spec: schema.SourceSpec) -> dict[str, JSON]:
+    """What the manifest itself says of a source's identity: all but the digest of its file."""
+    match spec:
+        case schema.MedMNISTSource():
+            suffix = "" if spec.size == 28 else f"_{spec.size}"
+            return {"kind": "npz", "file": f"{spec.flag}{suffix}.npz", "split": spec.split, "limit": spec.limit}
+        case schema.NpzSource():
+            return {"kind": "npz", "file": Path(spec.path).name, "split": spec.split, "limit": spec.limit}
+        case schema.SyntheticSource():
+            return spec.model_dump()
+
+
+def require_same_classes(where: str, sources: Sequence[Source]) -> None:
+    """:class:`ManifestError` unless all sources name the same classes in the same order: labels are positions."""
+    first = sources[0].class_names
+    for source in sources[1:]:
+        if source.class_names != first:
+            raise ManifestError(f"{where}: its sources name different classes: {first} and {source.class_names}")

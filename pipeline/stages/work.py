@@ -17,12 +17,13 @@ class WorkItem:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What became of an item that is now committed."""
+    """What became of an item that is now committed, and how many parts of the run that gave."""
 
     item: WorkItem
     samples: int
     rejected: int
     ledger: Ledger
+    parts: int = 1
 
 
 class Worker(Protocol):

@@ -6,11 +6,12 @@ model. Clocks are kept here and nowhere else, so that results of equal work have
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+END = object()
 MODELS = ("generalist", "expert", "merged")
 PER_MODEL = ("image_forward_calls", "image_forward_images", "text_forward_calls", "text_forward_images")
 TOTALS = ("merges", "merges_skipped", "images_read", "batches", "samples", "rejected")
@@ -32,6 +33,16 @@ class Ledger:
             yield
         finally:
             self.seconds[name] += time.perf_counter() - start
+
+    def timed[T](self, name: str, items: Iterable[T]) -> Iterator[T]:
+        """The ``items``, the time spent waiting for each of them added to ``name``."""
+        iterator = iter(items)
+        while True:
+            with self.phase(name):
+                item = next(iterator, END)
+            if item is END:
+                return
+            yield cast("T", item)
 
     def add(self, other: "Ledger") -> None:
         """Add another ledger's counts and seconds to this one."""

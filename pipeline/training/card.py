@@ -7,9 +7,10 @@ from typing import Any
 from torch import nn
 
 from pipeline.errors import TrainingError
+from pipeline.models.checkpoints import digest_weights
 from pipeline.store.fingerprints import Fingerprint, digest_json
 from pipeline.training.settings import TrainingSet, TrainingSettings
-from pipeline.training.state import EpochRecord, best_epoch, digest_weights
+from pipeline.training.state import EpochRecord, best_epoch
 
 
 def check_names(sets: Sequence[TrainingSet]) -> None:

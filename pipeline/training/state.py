@@ -5,7 +5,6 @@ because safetensors writes several in random order). Neither holds a clock or a 
 The JSON file beside it is the same card plus the seconds of each epoch.
 """
 
-import hashlib
 import json
 import pickle
 import shutil
@@ -54,16 +53,6 @@ class TrainingState:
 def best_epoch(curve: Sequence[EpochRecord]) -> int:
     """Epoch of the highest mean validation accuracy, the first one on a tie; 0 for an empty curve."""
     return max(curve, key=lambda record: (record.mean_accuracy, -record.epoch)).epoch if curve else 0
-
-
-def digest_weights(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of a state dict, in name order."""
-    hasher = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        hasher.update(f"{name} {tensor.dtype} {[*tensor.shape]}\n".encode())
-        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return hasher.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
