@@ -11,7 +11,9 @@ from pipeline.archives.synthetic import SyntheticSource
 from pipeline.drivers.ingest import ingest
 from pipeline.drivers.summary import Summary
 from pipeline.engines.local import LocalEngine
+from pipeline.errors import ProblemsError
 from pipeline.manifest import Manifest
+from pipeline.manifest.schema import NpzSource
 from pipeline.results.metrics import evaluate_run
 from tests.main_job.factory import (
     MERGING,
@@ -226,3 +228,14 @@ def test_evidence_made_again_after_a_repair_reaches_every_table(damaged: tuple[M
     for method in METHODS:
         assert sorted(read_predictions(manifest, method, "npz")["row"].to_pylist()) == list(range(COUNT))
     assert evaluate_run(Path(manifest.output))["samples"].to_list() == [COUNT] * len(METHODS)
+
+
+def test_other_class_names_of_the_source_are_refused_by_name(damaged: tuple[Manifest, Archive]) -> None:
+    manifest, _ = damaged
+    (entry,) = manifest.evaluation_sets
+    (source,) = entry.source
+    assert isinstance(source, NpzSource)
+    renamed = source.model_copy(update={"class_names": source.class_names[::-1]})
+    changed = manifest.model_copy(update={"evaluation_sets": [entry.model_copy(update={"source": [renamed]})]})
+    with pytest.raises(ProblemsError, match="source 0 changed in class_names"):
+        run_precompute(changed)
