@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pipeline.engines.engine import EngineName
 from pipeline.errors import PipelineError
-from pipeline.manifest import ROLES, Manifest, Role, load_manifest, manifest_schema
+from pipeline.manifest import Manifest, load_manifest, manifest_schema
 
 INTERRUPTED = 130
 HELP = "Test-time merging of medical vision-language models: precompute λ once, then infer at the price of one model."
@@ -29,6 +29,9 @@ DataRoot = Annotated[
 ]
 EngineOption = Annotated[EngineName, typer.Option("--engine", help="ray: a pool of workers; local: this process.")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Workers instead of compute.workers.")]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Let rules of your own (module:function) run: they are code.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
 
 
@@ -48,12 +51,12 @@ def main() -> None:
 
 
 @app.command()
-def validate(manifest: ManifestPath, data_root: DataRoot = None) -> None:
-    """Check everything that can be checked before work starts: manifest, pair, prompts, sources, archives."""
+def validate(manifest: ManifestPath, data_root: DataRoot = None, allow_code: AllowCode = False) -> None:
+    """Check what can be checked before work starts: manifest, models, methods, prompts, sources, archives."""
     settings = load_manifest(manifest, data_root=data_root)
     from pipeline.drivers.validate import validate as check
 
-    for line in check(settings):
+    for line in check(settings, allow_code=allow_code):
         print(line)
     print("valid")
 
@@ -76,15 +79,15 @@ def ingest(
 @app.command()
 def finetune(
     manifest: ManifestPath,
-    role: Annotated[Role | None, typer.Option("--role", help="Train this one only.")] = None,
+    role: Annotated[str | None, typer.Option("--role", help="Train this model only, by its name.")] = None,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Train the generalist, the expert or both, as the manifest's finetune section says; resumes by itself."""
+    """Train the models that the manifest's finetune section describes; resumes by itself."""
     settings = load_manifest(manifest, data_root=data_root)
     from pipeline.drivers.finetune import finetune as run
 
-    trained = run(settings, ROLES if role is None else (role,))
+    trained = run(settings, role)
     if as_json:
         _print_json([{name: getattr(item, name) for name in item.__slots__} for item in trained])
         return
@@ -101,13 +104,14 @@ def precompute(
     workers: Workers = None,
     output: Output = None,
     data_root: DataRoot = None,
+    allow_code: AllowCode = False,
     as_json: Json = False,
 ) -> None:
-    """Stage one: run both models over the archives once; cache evidence and λ in Parquet."""
+    """Stage one: run all models over the archives once; cache evidence and λ in Parquet."""
     settings = load_manifest(manifest, output=output, data_root=data_root)
     from pipeline.drivers.precompute import precompute as run
 
-    _print_summary(run(settings, _engine(engine, settings, workers)), as_json=as_json)
+    _print_summary(run(settings, _engine(engine, settings, workers), allow_code=allow_code), as_json=as_json)
 
 
 @app.command()
@@ -121,13 +125,15 @@ def infer(
     workers: Workers = None,
     output: Output = None,
     data_root: DataRoot = None,
+    allow_code: AllowCode = False,
     as_json: Json = False,
 ) -> None:
     """Stage two: stream batches in order of λ, merge once per batch, score, commit predictions."""
     settings = load_manifest(manifest, output=output, data_root=data_root)
     from pipeline.drivers.infer import infer as run
 
-    summary = run(settings, _engine(engine, settings, workers), names=method or [], online=online)
+    chosen = _engine(engine, settings, workers)
+    summary = run(settings, chosen, names=method or [], online=online, allow_code=allow_code)
     _print_summary(summary, as_json=as_json)
 
 
@@ -153,11 +159,50 @@ def report(run: RunPath) -> None:
 
 
 @app.command()
-def inspect(
-    path: Annotated[Path, typer.Argument(metavar="RUN|ARCHIVE", help="Run directory or archive folder.")],
+def methods(as_json: Json = False) -> None:
+    """List every method: formula, cost class, what it needs, settings with defaults, source."""
+    from pipeline.methods import METHODS
+    from pipeline.results.methods import methods_table
+
+    if as_json:
+        _print_json([method.as_json() for method in METHODS.values()])
+    else:
+        Console().print(methods_table(METHODS.values()))
+
+
+@app.command()
+def merge(
+    manifest: ManifestPath,
+    out: Annotated[Path, typer.Option("--out", help="File to write, .safetensors.")],
+    method: Annotated[str | None, typer.Option("--method", help="A static method, such as soup.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE of the method; repeatable.")] = None,
+    lam: Annotated[float | None, typer.Option("--lambda", help="Instead of a method: θ(λ) of the pair.")] = None,
+    data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Explain a run or an archive: what is in it, what is missing, which fingerprints."""
+    """Export one merged checkpoint that open_clip (for a classifier: timm) loads, with its card."""
+    loaded = load_manifest(manifest, data_root=data_root)
+    from pipeline.drivers.merge import merge as run
+
+    card = run(loaded, out, method=method, settings=settings or [], lam=lam)
+    if as_json:
+        _print_json({"output": str(out), "card": card})
+    else:
+        print(out)
+
+
+@app.command()
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN|ARCHIVE|MANIFEST", help="Run directory, archive folder or manifest.")
+    ],
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Explain a run or an archive; for a manifest, show how far its models are apart, layer by layer."""
+    if path.suffix in {".yaml", ".yml"}:
+        _inspect_models(load_manifest(path, data_root=data_root), as_json=as_json)
+        return
     from pipeline.drivers.inspect import inspect as describe
     from pipeline.results.inspection import inspection_text
 
@@ -209,6 +254,18 @@ def bench_memory(
 
     result = memory_growth(images or [20_000, 200_000], folder)
     _print_json(result) if as_json else print(result["text"])
+
+
+def _inspect_models(manifest: Manifest, *, as_json: bool) -> None:
+    from pipeline.drivers.distances import model_distances
+    from pipeline.results.distances import distances_json, distances_table
+
+    found, figure = model_distances(manifest)
+    if as_json:
+        _print_json({"figure": str(figure), "pairs": distances_json(found)})
+        return
+    Console().print(distances_table(found))
+    print(figure)
 
 
 def _engine(name: EngineName, manifest: Manifest, workers: int | None) -> Any:

@@ -48,6 +48,11 @@ class Window:
     first_part: int
     parts: int
 
+    @property
+    def part_numbers(self) -> range:
+        """Numbers of the window's parts, ascending."""
+        return range(self.first_part, self.first_part + self.parts)
+
 
 @dataclass(frozen=True, slots=True)
 class ArchiveRecord:

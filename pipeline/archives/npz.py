@@ -61,6 +61,11 @@ class NpzSource:
             raise SourceError(f"{path}: split {split!r} has {counts}; write the file again")
 
     @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Label of every image as the file has it, [N]."""
+        return self._labels
+
+    @property
     def identity(self) -> dict[str, JSON]:
         """Kind, file name, split and the file's SHA-256 (computed on first use, then kept)."""
         if self._sha256 is None:

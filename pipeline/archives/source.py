@@ -1,9 +1,11 @@
 """What every source of images looks like to an archive: a list of fixed length, read range by range."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 type JSON = bool | int | float | str | list[JSON] | dict[str, JSON] | None
@@ -69,3 +71,21 @@ class FirstImages:
     def read(self, start: int, stop: int) -> Iterator[SourceImage]:
         """Images ``start`` to ``stop`` of the source."""
         return self._source.read(start, stop)
+
+
+class ChosenImages:
+    """The images of a source at ``positions``, in ascending order, under an identity of their own."""
+
+    def __init__(self, source: Source, positions: NDArray[np.int64], identity: Mapping[str, JSON]) -> None:
+        self._source, self._positions = source, np.sort(positions)
+        self.class_names = source.class_names
+        self.identity: dict[str, JSON] = {**source.identity, **identity}
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def read(self, start: int, stop: int) -> Iterator[SourceImage]:
+        """Images ``start`` to ``stop`` of the choice, under their sample ids in the source."""
+        for index, position in zip(range(start, stop), self._positions[start:stop], strict=True):
+            for image in self._source.read(int(position), int(position) + 1):
+                yield replace(image, index=index)

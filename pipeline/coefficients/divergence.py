@@ -5,7 +5,6 @@ zero still has a finite logarithm, which is why no epsilon is needed anywhere.
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,10 +15,17 @@ LN2_FLOAT32 = np.nextafter(np.float32(LN2), np.float32(0))
 
 
 def log_softmax(logits_NC: ArrayLike) -> NDArray[np.float64]:
-    """Log-probabilities [N, C] of logits [N, C], natural logarithm, computed in float64."""
+    """Log-probabilities [N, C] of logits [N, C], natural logarithm, computed in float64.
+
+    The normaliser is log1p of the other classes' sum, not log of the whole: where one class is all but certain, its
+    log-probability keeps its digits, and ratios of entropies or cross-entropies are not made of rounding.
+    """
     logits = np.asarray(logits_NC, dtype=np.float64)
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    top = logits.argmax(axis=-1, keepdims=True)
+    shifted = logits - np.take_along_axis(logits, top, axis=-1)
+    others = np.exp(shifted)
+    np.put_along_axis(others, top, 0.0, axis=-1)
+    result: NDArray[np.float64] = shifted - np.log1p(others.sum(axis=-1, keepdims=True))
     return result
 
 
@@ -38,38 +44,6 @@ def jensen_shannon(log_p_NC: NDArray[np.float64], log_q_NC: NDArray[np.float64])
     kl_p = (np.exp(log_p_NC) * (LN2 - np.logaddexp(0.0, log_q_NC - log_p_NC))).sum(axis=-1)
     kl_q = (np.exp(log_q_NC) * (LN2 - np.logaddexp(0.0, log_p_NC - log_q_NC))).sum(axis=-1)
     return np.clip(0.5 * (kl_p + kl_q), 0.0, LN2)
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What stage one measured for N samples: logits [N, C] as stored (float32), and float64 figures [N] from them."""
-
-    logits_generalist: NDArray[np.float32]
-    logits_expert: NDArray[np.float32]
-    entropy_generalist: NDArray[np.float64]
-    entropy_expert: NDArray[np.float64]
-    js: NDArray[np.float64]
-
-    @classmethod
-    def from_logits(cls, logits_generalist: NDArray[np.float32], logits_expert: NDArray[np.float32]) -> "Evidence":
-        """Derive entropies and divergence; ValueError when shapes differ or a logit is not finite."""
-        if logits_generalist.shape != logits_expert.shape or logits_generalist.ndim != 2:
-            msg = f"logits must share one shape [N, C], got {logits_generalist.shape} and {logits_expert.shape}"
-            raise ValueError(msg)
-        if not (np.isfinite(logits_generalist).all() and np.isfinite(logits_expert).all()):
-            raise ValueError("logits must be finite")
-        log_generalist = log_softmax(logits_generalist)
-        log_expert = log_softmax(logits_expert)
-        return cls(
-            logits_generalist=logits_generalist,
-            logits_expert=logits_expert,
-            entropy_generalist=entropy(log_generalist),
-            entropy_expert=entropy(log_expert),
-            js=jensen_shannon(log_generalist, log_expert),
-        )
-
-    def __len__(self) -> int:
-        return len(self.js)
 
 
 def stored_divergence(js: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.coefficients.mixture import fit_beta_mixture
+
 Rows = NDArray[np.int64]
 Lambdas = NDArray[np.float32]
 Positions = NDArray[np.int64]
@@ -38,11 +40,28 @@ class BatchPlan:
         return np.diff(self.offsets)
 
 
-def arrival(rows: Rows, lambdas: Lambdas, *, batch_size: int, first_address: int) -> BatchPlan:
-    """Consecutive addresses, ``batch_size`` a batch, holes skipped: the paper's T³_B; λ is the mean (Eq. 12)."""
-    keys = (rows - first_address) // batch_size
-    starts = np.flatnonzero(np.diff(keys, prepend=-1))
-    return _plan(rows, lambdas, starts, lam=_means(lambdas, starts))
+def arrival(
+    rows: Rows, lambdas: Lambdas, *, batch_size: int, first_address: int, order: Positions | None = None
+) -> BatchPlan:
+    """Consecutive addresses, ``batch_size`` a batch, holes skipped: the paper's T³_B; λ is the mean (Eq. 12).
+
+    With ``order``, a permutation of the positions 0..N-1 (see ``streams``), the rows come in that order instead and
+    ``batch_size`` of them make a batch, whatever their addresses.
+    """
+    positions, starts = arrival_batches(rows, batch_size=batch_size, first_address=first_address, order=order)
+    arriving = lambdas[positions]
+    return _plan(rows[positions], arriving, starts, lam=_means(arriving, starts))
+
+
+def arrival_batches(
+    rows: Rows, *, batch_size: int, first_address: int, order: Positions | None
+) -> tuple[Positions, Positions]:
+    """Positions [N] of the rows as they arrive, and where in that sequence each batch starts, [B]; as ``arrival``."""
+    if order is None:
+        keys = (rows - first_address) // batch_size
+        return np.arange(len(rows), dtype=np.int64), np.flatnonzero(np.diff(keys, prepend=-1))
+    assert np.array_equal(np.sort(order), np.arange(len(rows))), "order must be a permutation of the positions"
+    return order, np.arange(0, len(rows), batch_size, dtype=np.int64)
 
 
 def by_lambda(rows: Rows, lambdas: Lambdas, *, batch_size: int) -> BatchPlan:
@@ -63,6 +82,21 @@ def within_tolerance(rows: Rows, lambdas: Lambdas, *, tolerance: float) -> Batch
     starts = np.fromiter(_tolerance_starts(ascending, tolerance), dtype=np.int64)
     lam = _mid_range(_per_batch(np.minimum, ascending, starts), _per_batch(np.maximum, ascending, starts))
     return _plan(rows[order], ascending, starts, lam=lam)
+
+
+def by_mixture(rows: Rows, lambdas: Lambdas, *, clusters: int) -> BatchPlan:
+    """One batch per cluster of a Beta mixture over λ, at most ``clusters``; λ is the mean of the batch.
+
+    Batches are ordered by λ, rows inside a batch by their own λ, ties by row.
+    """
+    order = np.lexsort((rows, lambdas))
+    assigned = fit_beta_mixture(lambdas, clusters).assign(lambdas[order])
+    batches = [order[assigned == cluster] for cluster in np.unique(assigned)]
+    batches.sort(key=lambda members: float(lambdas[members].mean(dtype=np.float64)))
+    sizes = np.array([len(members) for members in batches], np.int64)
+    positions = np.concatenate([order[:0], *batches])
+    starts = np.cumsum(sizes) - sizes
+    return _plan(rows[positions], lambdas[positions], starts, lam=_means(lambdas[positions], starts))
 
 
 def _tolerance_starts(ascending: Lambdas, tolerance: float) -> Iterator[int]:

@@ -15,11 +15,13 @@ from PIL.Image import Image
 from pipeline.archives.source import Source
 from pipeline.errors import ManifestError, PipelineError, ProblemsError, SourceError
 from pipeline.geometry import Geometry, image_transform, prepare_image
-from pipeline.manifest.schema import ROLES, EvaluationSet, Manifest, Role, Training
-from pipeline.models.architectures import Architecture, load_architecture
+from pipeline.manifest.entries import did_you_mean
+from pipeline.manifest.schema import EvaluationSet, Manifest, Training
+from pipeline.models.architectures import AnyArchitecture, Architecture
 from pipeline.models.checkpoints import checkpoint_problems, load_checkpoint
 from pipeline.models.numeric_kind import choose_device
 from pipeline.references import is_file_reference
+from pipeline.stages.scoring_worker import load_manifest_architecture
 from pipeline.stages.sources import open_sources, resolve_class_names
 from pipeline.store.fingerprints import digest_json
 from pipeline.training.loop import train
@@ -31,7 +33,7 @@ from pipeline.training.settings import TrainingSet, TrainingSettings
 class Trained:
     """A checkpoint that is now there: its file, best epoch and validation accuracies, and whether it was before."""
 
-    role: Role
+    role: str
     output: str
     up_to_date: bool
     best_epoch: int
@@ -46,21 +48,28 @@ class _Split:
     digest: str
 
 
-def finetune(manifest: Manifest, roles: Sequence[Role] = ROLES) -> list[Trained]:
-    """Train what the manifest's ``finetune`` section describes, the generalist first; finished ones are left alone.
+def finetune(manifest: Manifest, only: str | None = None) -> list[Trained]:
+    """Train what the manifest's ``finetune`` section describes, or ``only`` the model of that name.
 
-    Raises :class:`ManifestError` when there is nothing to train or the pair names no file to write to.
+    Models are trained in the manifest's order, the generalist of a pair first, so that later ones can start from
+    earlier ones; finished ones are left alone. Raises :class:`ManifestError` when there is nothing to train or a model
+    has no file to write to.
     """
-    sections = {role: getattr(manifest.finetune, role) for role in roles}
-    if not any(sections.values()):
-        wanted = " or ".join(f"finetune.{role}" for role in roles)
-        raise ManifestError(f"{manifest.name}: {wanted} is not set; say there how the checkpoint is trained")
-    return [_train(manifest, role, section) for role, section in sections.items() if section is not None]
+    sections = {name: manifest.finetune[name] for name in manifest.checkpoints if name in manifest.finetune}
+    if only is not None and only not in sections:
+        known = ", ".join(sections) or "none"
+        raise ManifestError(
+            f"{manifest.name}: finetune.{only} is not set{did_you_mean(only, sections)}; set there are: {known}"
+        )
+    if not sections:
+        raise ManifestError(f"{manifest.name}: finetune is not set; say there how a checkpoint is trained")
+    chosen = sections if only is None else {only: sections[only]}
+    return [_train(manifest, name, section) for name, section in chosen.items()]
 
 
-def _train(manifest: Manifest, role: Role, section: Training) -> Trained:
+def _train(manifest: Manifest, role: str, section: Training) -> Trained:
     output = _output_file(manifest, role)
-    architecture = load_architecture(manifest.pair.architecture)
+    architecture = load_manifest_architecture(manifest)
     torch.manual_seed(manifest.seeds.training)
     model = architecture.build()
     stated: dict[str, Any] = {}
@@ -80,7 +89,7 @@ def _train(manifest: Manifest, role: Role, section: Training) -> Trained:
         with training_progress(section.epochs) as progress:
             result = train(
                 model,
-                architecture.tokenizer(),
+                architecture.tokenizer() if isinstance(architecture, Architecture) else None,
                 sets,
                 settings,
                 output=output,
@@ -95,21 +104,21 @@ def _train(manifest: Manifest, role: Role, section: Training) -> Trained:
     return Trained(role, str(output), result.up_to_date, result.best_epoch, dict(best["val_accuracy"]))
 
 
-def _output_file(manifest: Manifest, role: Role) -> Path:
-    reference = getattr(manifest.pair, role)
+def _output_file(manifest: Manifest, role: str) -> Path:
+    reference = manifest.checkpoints[role]
     if reference is None or not is_file_reference(reference) or not reference.endswith(".safetensors"):
-        msg = (
-            f"{manifest.name}: finetune.{role} writes pair.{role}, which must be a .safetensors file, got {reference!r}"
+        key = manifest.checkpoint_key(role)
+        raise ManifestError(
+            f"{manifest.name}: finetune.{role} writes {key}, which must be a .safetensors file, got {reference!r}"
         )
-        raise ManifestError(msg)
     return Path(reference)
 
 
 def _load_initial_weights(
-    manifest: Manifest, role: Role, section: Training, architecture: Architecture, model: torch.nn.Module
+    manifest: Manifest, role: str, section: Training, architecture: AnyArchitecture, model: torch.nn.Module
 ) -> dict[str, Any]:
     """Put the weights to start from into ``model``; what their publisher states about preprocessing goes on."""
-    reference = manifest.pair.generalist if section.init == "generalist" else section.init
+    reference = manifest.checkpoints.get(section.init) or section.init
     checkpoint = load_checkpoint(reference, architecture, model)
     problems = checkpoint_problems(f"finetune.{role}.init", checkpoint, architecture, model)
     if problems:

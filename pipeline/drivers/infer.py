@@ -8,61 +8,71 @@ from pipeline.drivers.precompute import accepted_images, derive_coefficients, em
 from pipeline.drivers.summary import Summary, sum_ledgers
 from pipeline.engines.engine import Engine, Job
 from pipeline.errors import ManifestError, RunDirectoryError
-from pipeline.manifest.schema import Manifest, check_method
-from pipeline.methods import METHODS, Method
+from pipeline.manifest.schema import Manifest
+from pipeline.methods import Combination
 from pipeline.progress import sample_progress
 from pipeline.stages.context import RunContext
-from pipeline.stages.infer import STAGE, MakeInferWorker, plan_path, slice_fingerprints, window_of
+from pipeline.stages.grid import commit_oracle
+from pipeline.stages.infer import STAGE, MakeInferWorker, slice_fingerprints, window_of
 from pipeline.stages.online import MakeOnlineWorker
 from pipeline.stages.plain import commit_plain
-from pipeline.stages.plan import covered_rows
-from pipeline.stages.variants import method_variant
+from pipeline.stages.plan import covered_rows, plan_path
+from pipeline.stages.selection import Selected, select_methods
+from pipeline.stages.static import ledger_stage
 from pipeline.stages.work import Report, WorkItem
 from pipeline.store.lease import hold_lease
-from pipeline.store.ledger import Ledger
 from pipeline.store.tables import PartState, part_state
 
 
-def infer(manifest: Manifest, engine: Engine, *, names: Sequence[str] = (), online: bool = False) -> Summary:
+def infer(
+    manifest: Manifest,
+    engine: Engine,
+    *,
+    names: Sequence[str] = (),
+    online: bool = False,
+    allow_code: bool = False,
+) -> Summary:
     """Commit the predictions of ``names``, by default the manifest's methods; slices that are there are left alone.
 
-    With ``online``, λ is computed on the fly and nothing cached is read; only merging methods can be asked for.
+    With ``online``, λ is computed on the fly and nothing cached is read; only methods that merge per batch can be
+    asked for.
     """
     methods = _choose_methods(manifest, names, online=online)
     with hold_lease(Path(manifest.output)):
-        context, pair = open_run(manifest, engine)
+        context, models = open_run(manifest, engine, methods, allow_code=allow_code)
         summary = Summary(STAGE, manifest.output)
         if not online:
             _require_evidence(context)
-        embed(context, pair, engine, summary)
+        embed(context, models, engine, summary, _of(methods, "static"))
         if not online:
-            derive_coefficients(context, {method.grouping for method in methods if method.grouping is not None})
-        merging = [method for method in methods if method.grouping is not None]
-        missing = _missing_slices(context, merging, summary, online=online)
+            derive_coefficients(context, methods)
+        missing = _missing_slices(context, _of(methods, "batch"), summary, online=online)
+        missing += _missing_parts(context, _of(methods, "static", "grid"), summary)
         record_run(context, "inferring")
-        for method in methods:
-            if method.grouping is None:
-                _commit_plain_model(context, method, summary)
+        for selected in _of(methods, "source", "ensemble"):
+            _commit_plain(context, selected, summary)
         _run(context, engine, missing, summary, online=online)
+        for selected in _of(methods, "grid"):
+            for item in manifest.evaluation_sets:
+                commit_oracle(context, item.name, selected)
         totals = _record(context, methods)
         context.directory.update_record(state="inferred", ledger={STAGE: totals})
         summary.totals = totals
     return summary
 
 
-def _choose_methods(manifest: Manifest, names: Sequence[str], *, online: bool) -> list[Method]:
-    try:
-        for name in names:
-            check_method(name)
-    except ValueError as error:
-        raise ManifestError(f"--method: {error}") from error
-    chosen = [METHODS[name] for name in dict.fromkeys(names or manifest.selected_methods)]
+def _choose_methods(manifest: Manifest, names: Sequence[str], *, online: bool) -> list[Selected]:
+    chosen = select_methods(manifest, names)
     if not online:
         return chosen
-    plain = [method.name for method in chosen if method.grouping is None]
-    if names and plain:
-        raise ManifestError(f"--online: {', '.join(plain)} is read from evidence; leave out --online, or the method")
-    return [method for method in chosen if method.grouping is not None]
+    others = [selected.method.name for selected in chosen if selected.method.combination != "batch"]
+    if names and others:
+        raise ManifestError(f"--online: {', '.join(others)} needs no λ to be cached; leave out --online, or the method")
+    return _of(chosen, "batch")
+
+
+def _of(methods: Sequence[Selected], *combinations: Combination) -> list[Selected]:
+    return [selected for selected in methods if selected.method.combination in combinations]
 
 
 def _require_evidence(context: RunContext) -> None:
@@ -74,11 +84,11 @@ def _require_evidence(context: RunContext) -> None:
         )
 
 
-def _commit_plain_model(context: RunContext, method: Method, summary: Summary) -> None:
+def _commit_plain(context: RunContext, selected: Selected, summary: Summary) -> None:
     for item in context.manifest.evaluation_sets:
         archive = context.archive(item.name)
         for part in range(archive.parts):
-            if commit_plain(context, item.name, archive, part, method):
+            if commit_plain(context, item.name, archive, part, selected):
                 summary.computed += 1
             else:
                 summary.skipped += 1
@@ -97,21 +107,38 @@ def _run(context: RunContext, engine: Engine, slices: list[WorkItem], summary: S
         engine.run(Job(STAGE, items, make_worker, scores=True), on_report)
 
 
-def _missing_slices(context: RunContext, methods: list[Method], summary: Summary, *, online: bool) -> list[WorkItem]:
+def _missing_slices(
+    context: RunContext, methods: Sequence[Selected], summary: Summary, *, online: bool
+) -> list[WorkItem]:
     """Slices without predictions, or whose plan was made again since; online, no plan is known yet."""
     missing = []
-    for method in methods:
-        variant = method_variant(method.name, context.manifest)
+    for selected in methods:
         for item in context.manifest.evaluation_sets:
             archive = context.archive(item.name)
             for window in context.windows(archive):
-                wanted = slice_fingerprints(context, item.name, archive, window, method)
-                rows = None if online else covered_rows(plan_path(context, item.name, window, method))
+                wanted = slice_fingerprints(context, item.name, archive, window, selected)
+                rows = None if online else covered_rows(plan_path(context, item.name, window, selected))
                 for part, fingerprint in wanted.items():
-                    path = context.directory.predictions(variant, item.name, part)
+                    path = context.directory.predictions(selected.variant, item.name, part)
                     if part_state(path, fingerprint, rows=rows) is not PartState.COMMITTED:
-                        missing.append(WorkItem(item.name, part, method.name))
+                        missing.append(WorkItem(item.name, part, selected.key))
                 summary.skipped += len(wanted)
+    summary.skipped -= len(missing)
+    return missing
+
+
+def _missing_parts(context: RunContext, methods: Sequence[Selected], summary: Summary) -> list[WorkItem]:
+    """Archive parts that a static merge has not scored yet, or a grid of λ."""
+    missing = []
+    for selected in methods:
+        path_of = context.directory.grid if selected.method.combination == "grid" else context.directory.predictions
+        for item in context.manifest.evaluation_sets:
+            archive = context.archive(item.name)
+            for part in range(archive.parts):
+                fingerprint = context.part_fingerprint(item.name, archive, part, selected)
+                if part_state(path_of(selected.variant, item.name, part), fingerprint) is not PartState.COMMITTED:
+                    missing.append(WorkItem(item.name, part, selected.key))
+            summary.skipped += archive.parts
     summary.skipped -= len(missing)
     return missing
 
@@ -121,16 +148,15 @@ def _window_item(context: RunContext, item: WorkItem) -> WorkItem:
     return WorkItem(item.evaluation_set, window_of(context, archive, item.part).index, item.method)
 
 
-def _record(context: RunContext, methods: list[Method]) -> dict[str, object]:
+def _record(context: RunContext, methods: Sequence[Selected]) -> dict[str, object]:
     """Ledgers per method over all of its parts, those of earlier invocations too; a plain model's is empty."""
     directory = context.directory
     totals: dict[str, object] = {}
     if directory.record_path.exists():
         totals |= directory.read_record().get("ledger", {}).get(STAGE, {})
-    for method in methods:
-        variant = method_variant(method.name, context.manifest)
-        directory.write_variant(directory.root / "predictions" / variant.folder, variant)
-        merged = method.grouping is not None
-        ledger = sum_ledgers(directory.root / "ledger", f"{STAGE}/{variant.folder}") if merged else Ledger()
-        totals[variant.folder] = ledger.as_json()
+    for selected in methods:
+        directory.write_variant(directory.root / "predictions" / selected.key, selected.variant)
+        totals[selected.key] = sum_ledgers(
+            directory.root / "ledger", f"{STAGE}/{selected.key}", ledger_stage(selected)
+        ).as_json()
     return totals

@@ -11,11 +11,11 @@ from pipeline.engines.engine import Engine, Job
 from pipeline.errors import PipelineError, ProblemsError
 from pipeline.geometry import Geometry
 from pipeline.manifest.schema import Manifest
-from pipeline.models.architectures import load_architecture
 from pipeline.models.publications import read_publication, stated_preprocessing
 from pipeline.progress import sample_progress
 from pipeline.stages.context import archive_path
 from pipeline.stages.ingest import MakeIngestWorker
+from pipeline.stages.scoring_worker import load_manifest_architecture
 from pipeline.stages.sources import open_sources, resolve_class_names
 from pipeline.stages.work import Report, WorkItem
 from pipeline.store.lease import hold_lease
@@ -27,8 +27,8 @@ def ingest(manifest: Manifest, engine: Engine) -> Summary:
     Raises :class:`ProblemsError` with the problems of all sources before the first image is stored.
     """
     require_evaluation_sets(manifest)
-    architecture = load_architecture(manifest.pair.architecture)
-    references = [reference for reference in (manifest.pair.generalist, manifest.pair.expert) if reference is not None]
+    architecture = load_manifest_architecture(manifest)
+    references = [reference for reference in manifest.checkpoints.values() if reference is not None]
     stated = stated_preprocessing([read_publication(reference, architecture) for reference in references])
     geometry = architecture.preprocessing(architecture.build(), stated).geometry
     summary = Summary("ingest", manifest.archives)

@@ -1,44 +1,60 @@
 """Opening a run: everything that can be wrong is found before any hour is spent."""
 
 import platform
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from pipeline.archives.archive import Archive
+from pipeline.coefficients.streams import parse_order
 from pipeline.engines.engine import Engine
 from pipeline.errors import ArchiveError, ManifestError, NumericKindError, PipelineError, ProblemsError
 from pipeline.manifest.schema import EvaluationSet, Manifest
-from pipeline.models.pair import Pair, load_pair
+from pipeline.methods import LABELS, is_user_rule, unmet_needs
+from pipeline.models.classifiers import ClassifierArchitecture
+from pipeline.models.sources import SourceModels
 from pipeline.stages.context import RunContext, archive_path
-from pipeline.stages.scoring_worker import identify
+from pipeline.stages.scoring_worker import identify, load_manifest_models
+from pipeline.stages.selection import Selected, require_code_allowed, select_methods
 from pipeline.stages.sources import check_declared
-from pipeline.stages.variants import method_variant
+from pipeline.stages.user_rules import UserRule, find_user_rule, probe_user_rule
 from pipeline.store.run_directory import RunDirectory
 
 RECORDED_PACKAGES = ("pipeline", "torch", "open_clip_torch", "numpy", "pyarrow", "polars", "zarr", "ray")
 
 
-def open_run(manifest: Manifest, engine: Engine) -> tuple[RunContext, Pair]:
-    """Load and check the pair, the archives and the numeric kind. Nothing is written yet.
+def open_run(
+    manifest: Manifest, engine: Engine, selected: Sequence[Selected] = (), *, allow_code: bool = False
+) -> tuple[RunContext, SourceModels]:
+    """Load and check the models, the archives, the methods and the numeric kind. Nothing is written yet.
 
-    Raises :class:`ProblemsError` with every problem of every evaluation set, or the pair's; and
-    :class:`NumericKindError` when the run was begun in another numeric kind.
+    Raises :class:`ProblemsError` with every problem of every evaluation set, or the models'; :class:`ManifestError`
+    when a method lacks what it needs; and :class:`NumericKindError` when the run was begun in another numeric kind.
     """
     require_evaluation_sets(manifest)
-    pair = load_manifest_pair(manifest)
+    require_code_allowed(selected, allowed=allow_code)
+    require_models(manifest, selected)
+    models = open_models(manifest)
     archives, problems = {}, []
     for item in manifest.evaluation_sets:
         try:
-            archives[item.name] = _open_archive(manifest, item, pair)
+            archives[item.name] = _open_archive(manifest, item, models)
         except PipelineError as error:
             problems += str(error).splitlines()
     if problems:
         raise ProblemsError(problems)
-    context = RunContext(manifest, identify(pair), dict(engine.numeric_kind()))
+    require_labels(selected, archives)
+    context = RunContext(
+        manifest,
+        identify(models),
+        dict(engine.numeric_kind()),
+        {item.key: item for item in selected},
+        _user_rules(selected, {len(archive.class_names) for archive in archives.values()}),
+    )
     for name, archive in archives.items():
-        context.class_names(name, archive)
+        _check_class_count(models, name, context.class_names(name, archive))
     _check_kind(context)
-    return context, pair
+    return context, models
 
 
 def record_run(context: RunContext, state: str) -> None:
@@ -47,24 +63,55 @@ def record_run(context: RunContext, state: str) -> None:
     class_names = {
         item.name: context.class_names(item.name, context.archive(item.name)) for item in manifest.evaluation_sets
     }
+    selected = select_methods(manifest)
+    methods = list(dict.fromkeys(item.method.name for item in selected))
     context.directory.update_record(
         state=state,
-        manifest={**manifest.model_dump(mode="json"), "methods": manifest.selected_methods},
+        manifest={**manifest.model_dump(mode="json"), "methods": methods},
         versions={"python": platform.python_version()} | {name: _version(name) for name in RECORDED_PACKAGES},
         seeds=manifest.seeds.model_dump(),
         numeric_kind=dict(context.kind),
-        fingerprints=context.pair.as_inputs(),
+        fingerprints=context.models.as_inputs(),
         class_names=class_names,
-        variants=[method_variant(name, manifest).folder for name in manifest.selected_methods],
+        variants=[item.key for item in selected],
     )
 
 
-def load_manifest_pair(manifest: Manifest) -> Pair:
-    """The manifest's pair; :class:`ManifestError` when it names no expert."""
-    settings = manifest.pair
-    if settings.expert is None:
-        raise ManifestError(f"{manifest.name}: pair.expert is required for this command; name a checkpoint")
-    return load_pair(settings.architecture, settings.generalist, settings.expert)
+def open_models(manifest: Manifest) -> SourceModels:
+    """All of the manifest's models; :class:`ManifestError` when one of them is not named."""
+    for name, reference in manifest.checkpoints.items():
+        if reference is None:
+            key = manifest.checkpoint_key(name)
+            raise ManifestError(f"{manifest.name}: {key} is required for this command; name a checkpoint")
+    return load_manifest_models(manifest)
+
+
+def require_models(manifest: Manifest, selected: Sequence[Selected]) -> None:
+    """:class:`ManifestError` when a method needs models that the manifest does not name."""
+    for item in selected:
+        for need in unmet_needs(item.method, manifest.checkpoints):
+            listed = ", ".join(manifest.checkpoints)
+            raise ManifestError(f"{manifest.name}: method {item.method.name!r} needs {need}; the models are {listed}")
+    if manifest.prompts.text_tower == "generalist" and "generalist" not in manifest.checkpoints:
+        raise ManifestError(
+            f"{manifest.name}: prompts.text_tower is generalist, but there is no such model; set it to merged"
+        )
+
+
+def require_labels(selected: Sequence[Selected], archives: Mapping[str, Archive]) -> None:
+    """:class:`ManifestError` when a method needs labels and some image has none."""
+    for item in selected:
+        order = parse_order(str(item.settings.get("order", "arrival"))).kind
+        if LABELS not in item.method.needs and order not in {"dirichlet", "temporal"}:
+            continue
+        why = f"method {item.method.name!r}" if LABELS in item.method.needs else f"order {item.settings['order']}"
+        for name, archive in archives.items():
+            missing = sum(archive.samples(part)["label"].null_count for part in range(archive.parts))
+            if missing:
+                raise ManifestError(
+                    f"evaluation set {name!r}: {why} needs labels, but {missing:,} images have none; "
+                    "leave it out, or label them"
+                )
 
 
 def require_evaluation_sets(manifest: Manifest) -> None:
@@ -73,10 +120,32 @@ def require_evaluation_sets(manifest: Manifest) -> None:
         raise ManifestError(f"{manifest.name}: evaluation_sets is empty; list at least one set")
 
 
-def _open_archive(manifest: Manifest, item: EvaluationSet, pair: Pair) -> Archive:
+def _user_rules(selected: Sequence[Selected], classes: set[int]) -> dict[str, UserRule]:
+    """The user's own rules, found and tried on invented evidence of every class count at work."""
+    rules: dict[str, UserRule] = {}
+    for item in selected:
+        reference = item.method.rule
+        if reference is None or not is_user_rule(reference):
+            continue
+        rules[reference] = find_user_rule(reference, Path.cwd())
+        for count in sorted(classes):
+            probe_user_rule(rules[reference], count, item.own_settings())
+    return rules
+
+
+def _check_class_count(models: SourceModels, name: str, class_names: Sequence[str]) -> None:
+    """A classifier's head has as many classes as it was trained with, whatever the set's names are."""
+    if isinstance(models.architecture, ClassifierArchitecture) and models.architecture.classes != len(class_names):
+        raise ManifestError(
+            f"evaluation set {name!r}: has {len(class_names)} classes, but the models' heads have "
+            f"{models.architecture.classes}; score it with models of its own classes"
+        )
+
+
+def _open_archive(manifest: Manifest, item: EvaluationSet, models: SourceModels) -> Archive:
     path = archive_path(manifest, item.name)
     archive = Archive.open(path)
-    wanted = pair.preprocessing.geometry
+    wanted = models.preprocessing.geometry
     if archive.geometry != wanted:
         raise ArchiveError(
             f"{path}: holds images made for {archive.geometry}, but the model wants {wanted}; "

@@ -8,9 +8,8 @@ from pipeline.drivers.summary import Summary, sum_ledgers
 from pipeline.engines.engine import Engine, Job
 from pipeline.engines.local import LocalEngine
 from pipeline.manifest.schema import Manifest
-from pipeline.methods import METHODS, GroupingKind
 from pipeline.models.numeric_kind import choose_device
-from pipeline.models.pair import Pair
+from pipeline.models.sources import SourceModels
 from pipeline.progress import sample_progress
 from pipeline.stages.context import RunContext
 from pipeline.stages.embed import MakeEmbedWorker
@@ -18,25 +17,27 @@ from pipeline.stages.heads import STAGE as EMBED
 from pipeline.stages.heads import ensure_embeddings
 from pipeline.stages.plan import commit_batches, commit_samples
 from pipeline.stages.precompute import STAGE, MakePrecomputeWorker
-from pipeline.stages.variants import grouping_variant, rule_variant
+from pipeline.stages.selection import Selected, own_method, select_methods
+from pipeline.stages.static import ensure_merged
 from pipeline.stages.work import Report, WorkItem
 from pipeline.store.lease import hold_lease
 from pipeline.store.tables import PartState, part_state
 
 
-def precompute(manifest: Manifest, engine: Engine) -> Summary:
-    """Run both models once over the archives; parts with evidence are left alone, and λ is derived without a forward.
+def precompute(manifest: Manifest, engine: Engine, *, allow_code: bool = False) -> Summary:
+    """Run every source model once over the archives; parts with evidence stay, and λ is derived without a forward.
 
     Raises :class:`~pipeline.errors.StaleCacheError` naming what changed when cached evidence was made from other
     weights, prompts, class names or images.
     """
     with hold_lease(Path(manifest.output)):
-        context, pair = open_run(manifest, engine)
+        selected = planned_methods(manifest)
+        context, models = open_run(manifest, engine, selected, allow_code=allow_code)
         summary = Summary(STAGE, manifest.output)
         items = missing_evidence(context)
         total = sum(context.archive(item.name).parts for item in manifest.evaluation_sets)
         summary.skipped = total - len(items)
-        embed(context, pair, engine, summary)
+        embed(context, models, engine, summary)
         record_run(context, "precomputing")
         sizes = accepted_images(context, items)
         with sample_progress(STAGE, sum(sizes.values())) as progress:
@@ -46,7 +47,7 @@ def precompute(manifest: Manifest, engine: Engine) -> Summary:
                 progress.advance(sizes[report.item])
 
             engine.run(Job(STAGE, items, MakePrecomputeWorker(context), scores=True), on_report)
-        derive_coefficients(context, wanted_groupings(manifest))
+        derive_coefficients(context, selected)
         totals = sum_ledgers(context.directory.root / "ledger", STAGE, EMBED).as_json()
         context.directory.update_record(state="precomputed", ledger={STAGE: totals})
         summary.totals = totals
@@ -72,36 +73,44 @@ def accepted_images(context: RunContext, items: Sequence[WorkItem]) -> dict[Work
     return {item: archives[item.evaluation_set].accepted(item.part) for item in items}
 
 
-def embed(context: RunContext, pair: Pair, engine: Engine, summary: Summary) -> None:
-    """Class embeddings of all sets that lack them: here, or by a worker where this process is of another kind."""
+def embed(
+    context: RunContext, models: SourceModels, engine: Engine, summary: Summary, static: Sequence[Selected] = ()
+) -> None:
+    """Heads of all sets and ``static`` merges that are not there yet, here or by a worker of the run's kind."""
+    names = [item.name for item in context.manifest.evaluation_sets]
     if LocalEngine(context.manifest).numeric_kind_or_none() == context.kind:
         device = choose_device(context.manifest.compute.device)
-        for item in context.manifest.evaluation_sets:
-            summary.ledger.add(ensure_embeddings(context, item.name, pair, device))
+        for name in names:
+            summary.ledger.add(ensure_embeddings(context, name, models, device))
+        for item in static:
+            summary.ledger.add(ensure_merged(context, models, item, device))
         return
-    items = [WorkItem(item.name, 0) for item in context.manifest.evaluation_sets]
+    items = [WorkItem(name, 0) for name in names] + [WorkItem(names[0], 0, item.key) for item in static]
     engine.run(
         Job(EMBED, items, MakeEmbedWorker(context), scores=True), lambda report: summary.ledger.add(report.ledger)
     )
 
 
-def derive_coefficients(context: RunContext, kinds: set[GroupingKind]) -> None:
-    """λ per sample and batch plans of the given kinds, where they are not there yet: no forward pass."""
+def derive_coefficients(context: RunContext, methods: Sequence[Selected]) -> None:
+    """λ per sample and batch plans of the given methods, where they are not there yet: no forward pass."""
     directory = context.directory
-    rule = rule_variant(context.manifest.coefficient)
     for item in context.manifest.evaluation_sets:
         archive = context.archive(item.name)
-        for part in range(archive.parts):
-            commit_samples(context, item.name, archive, part)
-        directory.write_variant(directory.root / "coefficients" / rule.folder, rule)
-        for kind in sorted(kinds):
-            grouping = grouping_variant(kind, context.manifest.grouping)
+        for selected in methods:
+            if selected.rule is None or selected.grouping is None:
+                continue
+            if not selected.weighs_sources:
+                for part in range(archive.parts):
+                    commit_samples(context, item.name, archive, part, selected)
             for window in context.windows(archive):
-                commit_batches(context, item.name, archive, window, kind)
-            directory.write_variant(directory.batches(rule, grouping, item.name, 0).parent, grouping)
+                commit_batches(context, item.name, archive, window, selected)
+            directory.write_variant(directory.root / "coefficients" / selected.rule.folder, selected.rule)
+            batches = directory.batches(selected.rule, selected.grouping, item.name, 0).parent
+            directory.write_variant(batches, selected.grouping)
 
 
-def wanted_groupings(manifest: Manifest) -> set[GroupingKind]:
-    """The manifest's own grouping, and those of its methods."""
-    kinds = {METHODS[name].grouping for name in manifest.selected_methods}
-    return {manifest.grouping.kind} | {kind for kind in kinds if kind is not None}
+def planned_methods(manifest: Manifest) -> list[Selected]:
+    """The manifest's methods, and for a pair its own rule and grouping."""
+    selected = select_methods(manifest)
+    own = [own_method(manifest)] if manifest.is_pair else []
+    return [*selected, *(item for item in own if item.key not in {known.key for known in selected})]

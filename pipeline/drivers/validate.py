@@ -7,25 +7,28 @@ from pathlib import Path
 from pipeline.archives.archive import Archive
 from pipeline.archives.ingest import plan_segments
 from pipeline.archives.source import Source
-from pipeline.drivers.opening import load_manifest_pair, require_evaluation_sets
+from pipeline.drivers.opening import open_models, require_evaluation_sets, require_models
+from pipeline.drivers.precompute import planned_methods
 from pipeline.errors import PipelineError, ProblemsError
 from pipeline.manifest.schema import EvaluationSet, Manifest
-from pipeline.models.architectures import load_architecture
+from pipeline.models.architectures import Architecture
 from pipeline.models.class_embeddings import fill_templates
 from pipeline.references import is_file_reference
 from pipeline.stages.context import archive_path
+from pipeline.stages.scoring_worker import load_manifest_architecture
+from pipeline.stages.selection import require_code_allowed, select_methods
 from pipeline.stages.sources import open_sources, resolve_class_names
 
 
-def validate(manifest: Manifest) -> list[str]:
-    """Check pair, prompts, sources, archives and training sets; say what was found, a line each.
+def validate(manifest: Manifest, *, allow_code: bool = False) -> list[str]:
+    """Check models, methods, prompts, sources, archives and training sets; say what was found, a line each.
 
     A checkpoint that the manifest itself says how to make may still be absent. Raises :class:`ProblemsError` with
     every problem found, one line each.
     """
     findings: list[str] = []
     problems: list[str] = []
-    for check in _checks(manifest):
+    for check in _checks(manifest, allow_code=allow_code):
         try:
             findings.append(check())
         except PipelineError as error:
@@ -35,32 +38,40 @@ def validate(manifest: Manifest) -> list[str]:
     return findings
 
 
-def _checks(manifest: Manifest) -> Iterator[Callable[[], str]]:
+def _checks(manifest: Manifest, *, allow_code: bool) -> Iterator[Callable[[], str]]:
     """One check per thing, so that a problem with one does not hide the others."""
-    yield partial(_check_pair, manifest)
+    yield partial(_check_models, manifest)
+    yield partial(_check_methods, manifest, allow_code=allow_code)
     for item in manifest.evaluation_sets:
         yield partial(_check_evaluation_set, manifest, item)
-    for section in filter(None, (manifest.finetune.generalist, manifest.finetune.expert)):
+    for section in manifest.finetune.values():
         for use, items in (("training", section.train), ("validation", section.validation)):
             for item in items:
                 yield partial(_check_training_set, manifest, item, use)
 
 
-def _check_pair(manifest: Manifest) -> str:
-    to_be_made = [
-        f"pair.{role}"
-        for role in ("generalist", "expert")
-        if getattr(manifest.finetune, role) is not None and not _is_made(getattr(manifest.pair, role))
-    ]
+def _check_models(manifest: Manifest) -> str:
+    section, checkpoints = manifest.models_section, manifest.checkpoints
+    to_be_made = [manifest.checkpoint_key(name) for name in manifest.finetune if not _is_made(checkpoints[name])]
     if to_be_made:
-        load_architecture(manifest.pair.architecture).build()
-        return f"pair: {manifest.pair.architecture}; run `pipeline finetune` to make {' and '.join(to_be_made)}"
-    if manifest.pair.expert is None and manifest.finetune.generalist is not None and not manifest.evaluation_sets:
-        return f"pair: {manifest.pair.architecture}, a generalist alone"
+        load_manifest_architecture(manifest).build()
+        return f"{section}: {manifest.architecture}; run `pipeline finetune` to make {' and '.join(to_be_made)}"
+    if None in checkpoints.values() and manifest.finetune and not manifest.evaluation_sets:
+        return f"{section}: {manifest.architecture}, a generalist alone"
     require_evaluation_sets(manifest)
-    pair = load_manifest_pair(manifest)
-    size = pair.preprocessing.geometry
-    return f"pair: {pair.architecture.reference}, {size.height}x{size.width} pixels, both ends fit"
+    models = open_models(manifest)
+    size = models.preprocessing.geometry
+    fit = "both ends fit" if section == "pair" else f"{len(models.names)} sources fit"
+    return f"{section}: {models.architecture.reference}, {size.height}x{size.width} pixels, {fit}"
+
+
+def _check_methods(manifest: Manifest, *, allow_code: bool) -> str:
+    if not manifest.evaluation_sets:
+        return "methods: none needed without evaluation sets"
+    selected = planned_methods(manifest)
+    require_models(manifest, selected)
+    require_code_allowed(selected, allowed=allow_code)
+    return f"methods: {', '.join(item.key for item in select_methods(manifest))}"
 
 
 def _is_made(reference: str | None) -> bool:
@@ -85,6 +96,7 @@ def _open_set(manifest: Manifest, item: EvaluationSet) -> tuple[Sequence[Source]
     """Sources of a set, and what they hold; prompts that would be cut are refused here too."""
     sources = open_sources(item, manifest.data_root)
     names = resolve_class_names(item, sources[0].class_names)
-    architecture = load_architecture(manifest.pair.architecture)
-    architecture.tokenize(fill_templates(names, manifest.prompts.templates))
+    architecture = load_manifest_architecture(manifest)
+    if isinstance(architecture, Architecture):
+        architecture.tokenize(fill_templates(names, manifest.prompts.templates))
     return sources, f"{item.name}: {sum(map(len, sources)):,} images, {len(names)} classes"

@@ -35,6 +35,6 @@ class LocalEngine:
         """Numeric kind of this process with the manifest's settings."""
         compute = self.manifest.compute
         kind = kind_for_settings(
-            compute.device, precision=self.manifest.pair.precision, threads=compute.threads, tile=compute.tile
+            compute.device, precision=self.manifest.precision, threads=compute.threads, tile=compute.tile
         )
         return kind.as_inputs()

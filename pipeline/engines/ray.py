@@ -74,7 +74,7 @@ class RayEngine:
     def numeric_kind(self) -> Mapping[str, str]:
         """Numeric kind of a worker: measured in a task on the cluster's GPUs if it has any, else here."""
         compute = self.manifest.compute
-        settings = (compute.device, self.manifest.pair.precision, compute.threads, compute.tile)
+        settings = (compute.device, self.manifest.precision, compute.threads, compute.tile)
         if compute.device == "cpu":
             return _measure_kind(*settings)
         _connect(self.workers)

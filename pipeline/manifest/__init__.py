@@ -5,17 +5,17 @@ an unknown key is an error with the nearest known key suggested. ``${NAME}`` and
 environment variables; relative paths are relative to the manifest.
 """
 
+from pipeline.manifest.entries import check_entry, check_settings
 from pipeline.manifest.load import load_manifest, manifest_schema
-from pipeline.manifest.schema import ROLES, EvaluationSet, Manifest, Role, SourceSpec, Training, check_method
+from pipeline.manifest.schema import EvaluationSet, Manifest, SourceSpec, Training
 
 __all__ = [
-    "ROLES",
     "EvaluationSet",
     "Manifest",
-    "Role",
     "SourceSpec",
     "Training",
-    "check_method",
+    "check_entry",
+    "check_settings",
     "load_manifest",
     "manifest_schema",
 ]

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.errors import ManifestError, ProblemsError
-from pipeline.manifest.schema import Manifest, MedMNISTSource, NpzSource, Section, SyntheticSource, did_you_mean
+from pipeline.manifest.entries import did_you_mean
+from pipeline.manifest.schema import Manifest, MedMNISTSource, NpzSource, Section, SyntheticSource
 from pipeline.references import is_file_reference
 
 ROOT_VARIABLE = "PIPELINE_DATA_ROOT"
@@ -166,12 +167,15 @@ def _with_absolute_paths(manifest: Manifest, folder: Path) -> Manifest:
     for key in ("output", "archives"):
         data[key] = absolute(data[key])
     data["data_root"] = absolute(data["data_root"]) if data["data_root"] else None
-    pair = data["pair"]
-    if pair["architecture"].endswith(".json"):
-        pair["architecture"] = absolute(pair["architecture"])
-    pair["generalist"], pair["expert"] = checkpoint(pair["generalist"]), checkpoint(pair["expert"])
+    models = data["pair"] or data["sources"]
+    if models["architecture"].endswith(".json"):
+        models["architecture"] = absolute(models["architecture"])
+    if data["pair"]:
+        models["generalist"], models["expert"] = checkpoint(models["generalist"]), checkpoint(models["expert"])
+    else:
+        models["models"] = {name: checkpoint(value) for name, value in models["models"].items()}
     sets = list(data["evaluation_sets"])
-    for training in filter(None, data["finetune"].values()):
+    for training in data["finetune"].values():
         training["init"] = checkpoint(training["init"])
         sets += training["train"] + training["validation"]
     for item in sets:

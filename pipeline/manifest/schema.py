@@ -1,16 +1,20 @@
 """What a manifest may say: every setting that a result depends on, with its default and its bounds."""
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.coefficients.rules import T3Settings
-from pipeline.methods import METHODS
+from pipeline.coefficients.streams import parse_order
+from pipeline.manifest.entries import USER_RULE, check_entry, did_you_mean
+from pipeline.methods import GROUPINGS, METHODS, RULE_NAMES, unmet_needs
 
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+ROLES = ("generalist", "expert")
+# What stands beside source names in ledgers and fingerprints.
+RESERVED = frozenset({"merged", "architecture", "preprocessing", "class_names", "prompts", "text_tower"})
 
 
 class Section(BaseModel):
@@ -19,13 +23,42 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Pair(Section):
-    """The generalist and the expert: two checkpoints of one open_clip architecture."""
+Architecture = Annotated[
+    str, Field(description="open_clip name, hf-hub: id, timm:NAME, or path of an open_clip or timm JSON configuration")
+]
+Precision = Literal["fp32", "bf16", "fp16"]
+Classes = Annotated[int | None, Field(ge=2, description="of a timm classifier whose architecture does not say it")]
 
-    architecture: str = Field(description="open_clip name, hf-hub: id, or path of an open_clip JSON configuration")
+
+class Pair(Section):
+    """The generalist and the expert: two checkpoints of one architecture."""
+
+    architecture: Architecture
     generalist: str = Field(description="open_clip tag, hf-hub: id or local checkpoint file")
     expert: str | None = Field(None, description="like generalist; may be absent where only a generalist is trained")
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
+    classes: Classes = None
+
+
+class Sources(Section):
+    """K source models of one architecture, by name; generalist and expert among them make a pair too."""
+
+    architecture: Architecture
+    models: Annotated[dict[str, str], Field(min_length=2)] = Field(
+        description="checkpoint by name: open_clip tag, hf-hub: id or local file"
+    )
+    precision: Precision = "fp32"
+    classes: Classes = None
+
+    @field_validator("models")
+    @classmethod
+    def _names(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not SET_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} must be letters, digits, '.', '_' or '-': it names columns and folders")
+            if name not in ROLES and (name in METHODS or name in RESERVED):
+                raise ValueError(f"{name!r} is a word of this program; give the model another name")
+        return value
 
 
 def _distinct(names: list[str]) -> list[str]:
@@ -40,6 +73,21 @@ ClassNames = Annotated[list[str], Field(min_length=2), AfterValidator(_distinct)
 Limit = Annotated[int | None, Field(ge=1, description="only the first images, in the order of the file")]
 
 
+class Site(Section):
+    """One of several label-skewed parts of a set, as federated clinics have them (Hsu et al. 2019)."""
+
+    index: Annotated[int, Field(ge=0)]
+    of: Annotated[int, Field(ge=2)]
+    alpha: Annotated[float, Field(gt=0)] = Field(0.5, description="of the Dirichlet distribution: small is skewed")
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        if self.index >= self.of:
+            raise ValueError(f"index must be < of ({self.of}), got {self.index}")
+        return self
+
+
 class MedMNISTSource(Section):
     """An official MedMNIST set; the file is taken from the data root after its MD5 is checked, else downloaded."""
 
@@ -48,6 +96,7 @@ class MedMNISTSource(Section):
     size: Literal[28, 64, 128, 224] = 28
     split: Literal["train", "val", "test"]
     limit: Limit = None
+    site: Site | None = None
 
 
 class NpzSource(Section):
@@ -58,6 +107,7 @@ class NpzSource(Section):
     split: str
     class_names: ClassNames
     limit: Limit = None
+    site: Site | None = None
 
 
 class SyntheticSource(Section):
@@ -123,15 +173,26 @@ _T3 = T3Settings()
 
 
 class Coefficient(Section):
-    """The rule that turns evidence into λ, and its settings (T³ Eq. 10 and 11)."""
+    """The default rule that turns evidence into λ, and the settings of T³ (Eq. 10 and 11)."""
 
-    rule: Literal["t3"] = "t3"
+    rule: str = Field("t3", description=f"{', '.join(RULE_NAMES)}, or module:function of your own")
     gamma: Annotated[float, Field(gt=0)] = _T3.gamma
     delta: Annotated[float, Field(ge=0, le=1)] = _T3.delta
     tau_generalist: Annotated[float, Field(ge=0)] = _T3.tau_generalist
     tau_expert: Annotated[float, Field(ge=0)] = _T3.tau_expert
     lambda_min: Annotated[float, Field(ge=0, le=1)] = _T3.lambda_min
     lambda_max: Annotated[float, Field(ge=0, le=1)] = _T3.lambda_max
+    mapping: Literal["sigmoid", "rescaled"] = _T3.mapping
+
+    @field_validator("rule")
+    @classmethod
+    def _known_rule(cls, value: str) -> str:
+        if value not in RULE_NAMES and not USER_RULE.fullmatch(value):
+            known = ", ".join(RULE_NAMES)
+            raise ValueError(
+                f"unknown rule {value!r}{did_you_mean(value, RULE_NAMES)}; known: {known}, or module:function"
+            )
+        return value
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -139,11 +200,6 @@ class Coefficient(Section):
             msg = f"lambda_min must be <= lambda_max, got {self.lambda_min} and {self.lambda_max}"
             raise ValueError(msg)
         return self
-
-    @property
-    def settings(self) -> T3Settings:
-        """The settings without the rule's name."""
-        return T3Settings(**self.model_dump(exclude={"rule"}))
 
 
 class Window(Section):
@@ -156,12 +212,22 @@ class Window(Section):
 class Grouping(Section):
     """How samples become batches that share one merged model."""
 
-    kind: Literal["arrival", "lambda"] = Field("arrival", description="the default method: t3-batch or t3-lambda")
+    kind: Literal["arrival", "lambda", "mixture"] = Field(
+        "arrival", description="the default method: the rule's -batch, -lambda or -mixture"
+    )
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
     window: Window = Window()
     tolerance: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="t3-lambda: largest |λ_i - λ_b|; by default batches of batch_size with their mean λ"
+        None, description="lambda: largest |λ_i - λ_b|; by default batches of batch_size with their mean λ"
     )
+    clusters: Annotated[int, Field(ge=1, le=64)] = Field(3, description="mixture: components of the Beta mixture")
+    order: str = Field("arrival", description="arrival: arrival, iid, dirichlet(ALPHA) or temporal, inside a window")
+
+    @field_validator("order")
+    @classmethod
+    def _known_order(cls, value: str) -> str:
+        parse_order(value)
+        return value
 
 
 class Compute(Section):
@@ -175,9 +241,9 @@ class Compute(Section):
 
 
 class Training(Section):
-    """How ``pipeline finetune`` makes one of the two checkpoints (the paper's recipe is the default)."""
+    """How ``pipeline finetune`` makes a model's checkpoint (the paper's recipe is the default)."""
 
-    init: str = Field(description="random, generalist, or a checkpoint like those of the pair")
+    init: str = Field(description="random, the name of another model of this manifest, or a checkpoint")
     train: Annotated[list[EvaluationSet], Field(min_length=1)]
     validation: Annotated[list[EvaluationSet], Field(min_length=1)]
     epochs: Annotated[int, Field(ge=1)] = 50
@@ -199,25 +265,16 @@ class Training(Section):
         return self
 
 
-class Finetune(Section):
-    """The checkpoints that this manifest can make; each is written to the file that the pair names."""
-
-    generalist: Training | None = None
-    expert: Training | None = None
-
-
-Role = Literal["generalist", "expert"]
-ROLES: tuple[Role, ...] = ("generalist", "expert")
-
-
 class Seeds(Section):
     """Every seed of the run."""
 
     training: Annotated[int, Field(ge=0)] = 0
+    merging: Annotated[int, Field(ge=0)] = Field(0, description="what mixup draws")
+    order: Annotated[int, Field(ge=0)] = Field(0, description="how a stream is reordered")
 
 
 class Manifest(Section):
-    """One study: a pair, its evaluation sets and every setting that a result depends on."""
+    """One study: its models, its evaluation sets and every setting that a result depends on."""
 
     name: Annotated[str, Field(min_length=1)]
     output: Annotated[str, Field(min_length=1)] = Field(description="run directory; relative to the manifest")
@@ -225,10 +282,13 @@ class Manifest(Section):
     data_root: str | None = Field(
         None, description="folder in which published files are looked up; by default PIPELINE_DATA_ROOT"
     )
-    pair: Pair
+    pair: Pair | None = Field(None, description="generalist and expert; or sources")
+    sources: Sources | None = Field(None, description="K source models instead of a pair")
     evaluation_sets: list[EvaluationSet] = []
-    methods: Annotated[list[str], Field(min_length=1)] | None = Field(
-        None, description="what `infer` computes by default: generalist, expert and the grouping's own method"
+    methods: Annotated[list[str | dict[str, Any]], Field(min_length=1)] | Literal["all"] | None = Field(
+        None,
+        description="what `infer` computes by default: all, or a list of names and mappings of a name and settings; "
+        "by default every source and the rule's own method",
     )
     prompts: Prompts = Prompts()
     coefficient: Coefficient = Coefficient()
@@ -236,14 +296,30 @@ class Manifest(Section):
     compute: Compute = Compute()
     part_rows: Annotated[int, Field(ge=1)] = 8192
     seeds: Seeds = Seeds()
-    finetune: Finetune = Finetune()
+    finetune: dict[str, Training] = Field({}, description="by source name: how its checkpoint is made")
 
-    @field_validator("methods")
-    @classmethod
-    def _known_methods(cls, value: list[str] | None) -> list[str] | None:
-        for name in value or []:
-            check_method(name)
-        return value
+    @model_validator(mode="after")
+    def _pair_or_sources(self) -> Self:
+        if (self.pair is None) == (self.sources is None):
+            raise ValueError("pair is required: name a generalist and an expert there, or K models under sources")
+        return self
+
+    @model_validator(mode="after")
+    def _known_methods(self) -> Self:
+        for position, entry in enumerate([] if self.methods == "all" else self.methods or []):
+            try:
+                check_entry(entry, self.checkpoints)
+            except ValueError as error:
+                raise ValueError(f"methods[{position}]: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _known_trainings(self) -> Self:
+        for name in self.finetune:
+            if name not in self.checkpoints:
+                known = ", ".join(self.checkpoints)
+                raise ValueError(f"unknown key finetune.{name}{did_you_mean(name, self.checkpoints)}; known: {known}")
+        return self
 
     @model_validator(mode="after")
     def _distinct_sets(self) -> Self:
@@ -255,20 +331,57 @@ class Manifest(Section):
         return self
 
     @property
-    def selected_methods(self) -> list[str]:
-        """``methods``, or the plain models and the method of the grouping's kind."""
-        own = "t3-batch" if self.grouping.kind == "arrival" else "t3-lambda"
-        return list(self.methods) if self.methods is not None else ["generalist", "expert", own]
+    def checkpoints(self) -> dict[str, str | None]:
+        """Reference of each source's checkpoint by name, in order; None where none is named yet."""
+        if self.sources is not None:
+            return dict(self.sources.models)
+        return {role: getattr(self.pair, role) for role in ROLES}
 
+    @property
+    def architecture(self) -> str:
+        """What all sources share."""
+        return self._models.architecture
 
-def check_method(name: str) -> None:
-    """Raise ValueError, with the nearest known name, unless ``name`` is a method."""
-    if name not in METHODS:
-        msg = f"unknown method {name!r}{did_you_mean(name, METHODS)}; known: {', '.join(METHODS)}"
-        raise ValueError(msg)
+    @property
+    def precision(self) -> Precision:
+        """Of the image towers' forwards."""
+        return self._models.precision
 
+    @property
+    def classes(self) -> int | None:
+        """Class count of a classifier whose architecture does not say it."""
+        return self._models.classes
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``; did you mean ...?`` with the nearest of ``known``, or nothing when none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    @property
+    def models_section(self) -> str:
+        """The section that names the models."""
+        return "pair" if self.sources is None else "sources"
+
+    @property
+    def _models(self) -> Pair | Sources:
+        models = self.pair or self.sources
+        assert models is not None, "one of them is required"
+        return models
+
+    def checkpoint_key(self, name: str) -> str:
+        """Where the manifest names a source's checkpoint."""
+        return f"pair.{name}" if self.sources is None else f"sources.models.{name}"
+
+    @property
+    def selected_methods(self) -> list[str | dict[str, Any]]:
+        """``methods``, or every source and, where they make a pair, the default rule with the grouping's kind.
+
+        ``all`` are the sources and every method of the table that these models allow, labels or not.
+        """
+        if self.methods == "all":
+            allowed = [name for name, method in METHODS.items() if not unmet_needs(method, self.checkpoints)]
+            return list(dict.fromkeys([*self.checkpoints, *allowed]))
+        if self.methods is not None:
+            return list(self.methods)
+        own = self.coefficient.rule + GROUPINGS[self.grouping.kind].suffix
+        return [*self.checkpoints, own if self.is_pair else "entropy-adaptive"]
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether generalist and expert are among the sources."""
+        return set(ROLES) <= self.checkpoints.keys()

@@ -78,8 +78,8 @@ class Segment[Module: nn.Module]:
         """Module with weights θ(w), valid until the next call; ``weights`` [K] are not negative and sum to 1.
 
         All weight on one end gives that end itself, and unchanged weights what is merged already; neither interpolates.
-        Ends of weight zero are not read. In float32 each weight equals the formula's to rounding; in lower precision
-        the sum is carried in float32 and rounded once. ValueError for weights that are no such combination.
+        Ends of weight zero are not read. In float32 and float64 each weight equals the formula's to rounding; in lower
+        precision the sum is carried in float32 and rounded once. ValueError for weights that are no such combination.
         """
         wanted = tuple(float(weight) for weight in weights)
         if len(wanted) != self._count or not all(w >= 0 for w in wanted) or abs(sum(wanted) - 1) > SUM_TOLERANCE:
@@ -112,12 +112,14 @@ def _interpolate(ends: list[Tensor], weights: list[float], merged: Tensor) -> No
         torch.lerp(ends[0], ends[1], fractions[0], out=merged)
         return
     size = BLOCK_ELEMENTS.get(merged.device.type, BLOCK_ELEMENTS["cuda"])
-    for first, second, *further, target in zip(*(flat.split(size) for flat in (*ends, merged)), strict=True):
-        # float() is the tensor itself where it is float32 already.
-        partial = target if target.dtype == torch.float32 else torch.empty_like(target, dtype=torch.float32)
-        torch.lerp(first.float(), second.float(), fractions[0], out=partial)
+    carried = torch.promote_types(merged.dtype, torch.float32)
+    for start in range(0, merged.numel(), size):
+        first, second, *further, target = (flat[start : start + size] for flat in (*ends, merged))
+        # to() is the tensor itself where it has the dtype already.
+        partial = target if target.dtype == carried else torch.empty_like(target, dtype=carried)
+        torch.lerp(first.to(carried), second.to(carried), fractions[0], out=partial)
         for end, fraction in zip(further, fractions[1:], strict=True):
-            partial.lerp_(end.float(), fraction)
+            partial.lerp_(end.to(carried), fraction)
         if partial is not target:
             target.copy_(partial)
 

@@ -1,1 +1,1 @@
-"""What knows open_clip: architectures, checkpoints, class embeddings and scoring. Knows nothing of archives."""
+"""What knows open_clip and timm: architectures, checkpoints, heads and scoring. Knows nothing of archives."""

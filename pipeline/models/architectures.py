@@ -1,7 +1,8 @@
-"""Architectures: the name or JSON configuration of an open_clip model, and a module built from it.
+"""Architectures: the name or JSON configuration of a model, and a module built from it.
 
 open_clip describes model shapes as JSON data. A configuration of one's own is registered with open_clip under its file
-name and digest, so two files of the same name never shadow each other or a built-in one.
+name and digest, so two files of the same name never shadow each other or a built-in one. Image classifiers are timm's
+and have their own module; :func:`load_architecture` tells the two apart.
 """
 
 import difflib
@@ -10,7 +11,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -21,55 +22,28 @@ from open_clip.pretrained import download_pretrained_from_hf
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError, ManifestError, one_line
-from pipeline.geometry import Geometry
+from pipeline.models.classifiers import TIMM_PREFIX, ClassifierArchitecture, classifier_architecture
+from pipeline.models.preprocessing import Preprocessing
 from pipeline.references import HUB_PREFIX
 from pipeline.store.fingerprints import digest_json
 
-
-@dataclass(frozen=True, slots=True)
-class Preprocessing:
-    """How an image becomes a model's input: geometry, then (pixel/255 - mean)/std per channel."""
-
-    geometry: Geometry
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    @classmethod
-    def from_open_clip(cls, config: dict[str, Any]) -> "Preprocessing":
-        """Read an open_clip preprocessing configuration (``open_clip.transform.PreprocessCfg`` as a dict)."""
-        size = config["size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        return cls(
-            geometry=Geometry(
-                height=height,
-                width=width,
-                interpolation=config["interpolation"],
-                resize_mode=config["resize_mode"],
-                fill_color=config["fill_color"],
-            ),
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-        )
-
-    def as_open_clip(self) -> dict[str, Any]:
-        """The same as an open_clip configuration, without the size, which is the architecture's."""
-        return {
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "interpolation": self.geometry.interpolation,
-            "resize_mode": self.geometry.resize_mode,
-            "fill_color": self.geometry.fill_color,
-        }
+PAIR_KEY = "pair.architecture"
+# Settings of a tower that say where its first weights came from, not what it computes.
+ORIGINS = frozenset({"hf_model_name", "hf_model_pretrained", "timm_model_pretrained"})
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """An open_clip model shape: the reference it came from, the name it is registered under and its configuration."""
+    """An open_clip model shape: the reference it came from, the name it is registered under and its configuration.
+
+    ``key`` is the manifest key that errors name.
+    """
 
     reference: str
     name: str
     config: dict[str, Any]
     preprocessing_overrides: dict[str, Any]
+    key: str = field(compare=False)
 
     @cached_property
     def digest(self) -> str:
@@ -89,9 +63,7 @@ class Architecture:
                     self.name, load_weights=False, pretrained_image=False, pretrained_text=False, precision="fp32"
                 )
             except Exception as error:  # open_clip, timm and torch raise many kinds for keys that make no model
-                msg = (
-                    f"pair.architecture: open_clip cannot build {self.reference!r} ({one_line(error)}); check its keys"
-                )
+                msg = f"{self.key}: open_clip cannot build {self.reference!r} ({one_line(error)}); check its keys"
                 raise CheckpointError(msg) from error
         return cast("nn.Module", model.eval())
 
@@ -109,6 +81,19 @@ class Architecture:
         own = open_clip.get_model_preprocess_cfg(model)
         # The size is the tower's, whatever is stated: open_clip's own rule.
         return Preprocessing.from_open_clip(own | self.preprocessing_overrides | dict(stated) | {"size": own["size"]})
+
+    def differences(self, stated: Mapping[str, Any]) -> list[str]:
+        """Settings that this and a ``stated`` configuration both name, and differently, such as the width of a head."""
+        return [
+            f"{tower}.{key} {theirs[key]!r} instead of {ours[key]!r}"
+            for tower in ("vision_cfg", "text_cfg")
+            if (theirs := stated.get(tower, {})) and (ours := self.config.get(tower, {}))
+            for key in sorted(theirs.keys() & ours.keys() - ORIGINS)
+            if theirs[key] != ours[key]
+        ]
+
+
+AnyArchitecture = Architecture | ClassifierArchitecture
 
 
 def tokenize_prompts(tokenizer: Callable[..., Tensor], prompts: list[str]) -> Tensor:
@@ -128,52 +113,60 @@ def tokenize_prompts(tokenizer: Callable[..., Tensor], prompts: list[str]) -> Te
     return tokens
 
 
-def load_architecture(reference: str) -> Architecture:
-    """Architecture by open_clip name, ``hf-hub:`` id or path of a JSON configuration.
+def load_architecture(reference: str, classes: int | None = None, *, key: str = PAIR_KEY) -> AnyArchitecture:
+    """Architecture by open_clip name, ``hf-hub:`` id, ``timm:`` name or path of a JSON configuration of either kind.
+
+    ``classes`` is the class count of an image classifier whose configuration does not state it; a CLIP model takes its
+    classes from prompts, whatever the count. ``key`` is the manifest key that errors name.
 
     Raises :class:`CheckpointError` when it is unknown (with the nearest known names), unreadable or not a model
     configuration.
     """
     if reference.startswith(HUB_PREFIX):
-        return _from_hub(reference)
+        return _from_hub(reference, key)
+    if reference.startswith(TIMM_PREFIX):
+        return classifier_architecture(reference, {"architecture": reference.removeprefix(TIMM_PREFIX)}, classes, key)
     if reference.endswith(".json"):
-        return _from_file(Path(reference))
+        return _from_file(Path(reference), classes, key)
     name = reference.replace("/", "-")
     config = open_clip.get_model_config(name)
     if config is None:
         near = difflib.get_close_matches(name, open_clip.list_models(), n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
-        msg = f"pair.architecture: {reference!r} is neither an open_clip architecture nor a .json file{hint}"
+        msg = f"{key}: {reference!r} is neither an open_clip architecture nor a .json file nor timm:NAME{hint}"
         raise CheckpointError(msg)
-    return Architecture(reference, name, config, {})
+    return Architecture(reference, name, config, {}, key)
 
 
-def _from_file(path: Path) -> Architecture:
+def _from_file(path: Path, classes: int | None, key: str) -> AnyArchitecture:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        msg = f"pair.architecture: {path}: cannot be read ({error.strerror}); name an existing JSON file"
+        msg = f"{key}: {path}: cannot be read ({error.strerror}); name an existing JSON file"
         raise CheckpointError(msg) from error
     except ValueError as error:
-        raise CheckpointError(f"pair.architecture: {path}: is not JSON ({error})") from error
+        raise CheckpointError(f"{key}: {path}: is not JSON ({error})") from error
+    if isinstance(config, dict) and "architecture" in config:
+        return classifier_architecture(path.name, config, classes, key)
     absent = sorted({"embed_dim", "vision_cfg", "text_cfg"} - set(config if isinstance(config, dict) else ()))
     if absent:
         raise CheckpointError(
-            f"pair.architecture: {path}: lacks {', '.join(absent)}; it is no open_clip model configuration"
+            f"{key}: {path}: lacks {', '.join(absent)}; it is no open_clip model configuration, nor timm's, "
+            "which has 'architecture'"
         )
-    return Architecture(path.name, _register(path.stem, config), config, {})
+    return Architecture(path.name, _register(path.stem, config), config, {}, key)
 
 
-def _from_hub(reference: str) -> Architecture:
+def _from_hub(reference: str, key: str) -> Architecture:
     try:
         path = download_pretrained_from_hf(reference.removeprefix(HUB_PREFIX), filename="open_clip_config.json")
         published = json.loads(Path(path).read_text(encoding="utf-8"))
         config = published["model_cfg"]
     except Exception as error:  # the hub client raises many kinds; all mean that it cannot be had
-        msg = f"pair.architecture: {reference}: cannot be fetched ({one_line(error)}); check the id and the network"
+        msg = f"{key}: {reference}: cannot be fetched ({one_line(error)}); check the id and the network"
         raise CheckpointError(msg) from error
     stem = reference.removeprefix(HUB_PREFIX).replace("/", "-")
-    return Architecture(reference, _register(stem, config), config, published.get("preprocess_cfg", {}))
+    return Architecture(reference, _register(stem, config), config, published.get("preprocess_cfg", {}), key)
 
 
 def _register(stem: str, config: dict[str, Any]) -> str:

@@ -11,15 +11,16 @@ import torch
 from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.pretrained import download_pretrained_from_hf
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError, one_line
-from pipeline.models.architectures import Architecture
+from pipeline.models.architectures import AnyArchitecture
+from pipeline.models.classifiers import LinearClassifier
 from pipeline.models.publications import Publication, read_publication, tag_configuration
 from pipeline.references import HUB_PREFIX, is_file_reference
+from pipeline.store.files import write_atomically
 
-# Settings of a tower that say where its first weights came from, not what it computes.
-ORIGINS = frozenset({"hf_model_name", "hf_model_pretrained", "timm_model_pretrained"})
 # Entries that published checkpoints carry and that are no weights: OpenAI's archive fields, and the position index
 # that older Hugging Face text towers stored as a buffer.
 NOT_WEIGHTS = frozenset(
@@ -52,12 +53,13 @@ def digest_weights(state: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def load_checkpoint(reference: str, architecture: Architecture, model: nn.Module) -> Checkpoint:
+def load_checkpoint(reference: str, architecture: AnyArchitecture, model: nn.Module) -> Checkpoint:
     """Read weights by open_clip tag, ``hf-hub:`` id or local file, in the key layout of ``model``.
 
-    Recognised layouts: open_clip, OpenAI, ``module.``-prefixed, and each of these inside ``state_dict``. Nothing is
-    dropped or renamed beyond that; whether the keys fit is :func:`checkpoint_problems`'s answer. Raises
-    :class:`CheckpointError` when the file is absent, torn or holds anything but tensors.
+    Recognised layouts: open_clip, OpenAI, timm (for a classifier), ``module.``-prefixed, and each of these inside
+    ``state_dict``. Nothing is dropped or renamed beyond that; whether the keys fit is :func:`checkpoint_problems`'s
+    answer. Raises :class:`CheckpointError` when the file is absent, torn or holds anything but tensors, and for a
+    classifier's weights that are not a local file.
     """
     publication = read_publication(reference, architecture)
     state = read_state(_locate(reference, architecture))
@@ -72,10 +74,23 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
-def checkpoint_problems(name: str, checkpoint: Checkpoint, architecture: Architecture, model: nn.Module) -> list[str]:
+def write_checkpoint(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Commit weights as safetensors, whole or not at all; ``metadata`` goes into the header."""
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=dict(metadata)))
+
+
+def published_layout(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of ``model`` under the names that a checkpoint file has: timm's for a classifier, else its own."""
+    return model.to_published_layout(state) if isinstance(model, LinearClassifier) else dict(state)
+
+
+def checkpoint_problems(
+    name: str, checkpoint: Checkpoint, architecture: AnyArchitecture, model: nn.Module
+) -> list[str]:
     """What keeps ``checkpoint`` from being this architecture's weights, one line per kind of problem."""
-    expected: Mapping[str, Tensor] = model.state_dict()
-    state = checkpoint.state
+    expected = published_layout(model, model.state_dict())
+    state = published_layout(model, checkpoint.state)
     where = f"{name}: {checkpoint.reference}"
     problems = []
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
@@ -96,7 +111,7 @@ def checkpoint_problems(name: str, checkpoint: Checkpoint, architecture: Archite
             f"{where}: {len(reshaped)} tensors have another shape than architecture {architecture.reference!r} "
             f"({_some(reshaped)})"
         )
-    if not problems and (hidden := _differences_no_shape_shows(checkpoint, architecture)):
+    if not problems and (hidden := architecture.differences(checkpoint.publication.architecture or {})):
         problems.append(
             f"{where}: was made with other settings than architecture {architecture.reference!r} ({_some(hidden)}); "
             "name the architecture it was made with"
@@ -113,16 +128,17 @@ def checkpoint_problems(name: str, checkpoint: Checkpoint, architecture: Archite
         problems.append(
             f"{where}: {len(broken)} tensors hold NaN or infinite values ({_some(broken)}); the file is damaged"
         )
-    if checkpoint.publication.quick_gelu is not None and checkpoint.publication.quick_gelu != architecture.quick_gelu:
+    theirs, ours = checkpoint.publication.quick_gelu, architecture.quick_gelu
+    if theirs is not None and ours is not None and theirs != ours:
         problems.append(
-            f"{where}: was trained with {_activation(quick=checkpoint.publication.quick_gelu)}, but architecture "
-            f"{architecture.reference!r} uses {_activation(quick=architecture.quick_gelu)}; "
+            f"{where}: was trained with {_activation(quick=theirs)}, but architecture "
+            f"{architecture.reference!r} uses {_activation(quick=ours)}; "
             "name the architecture with the matching activation (open_clip: a name that ends in -quickgelu)"
         )
     return problems
 
 
-def _locate(reference: str, architecture: Architecture) -> Path:
+def _locate(reference: str, architecture: AnyArchitecture) -> Path:
     """Path of the weights, fetched first where they are published elsewhere."""
     if is_file_reference(reference):
         return Path(reference)
@@ -163,22 +179,12 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 def _in_layout_of(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
+    if isinstance(model, LinearClassifier):
+        return model.from_published_layout(state)
     expected = model.state_dict().keys()
     if any(key.startswith("text.") for key in expected):
         state = convert_to_custom_text_state_dict(state)
     return {key: value for key, value in state.items() if key in expected or key not in NOT_WEIGHTS}
-
-
-def _differences_no_shape_shows(checkpoint: Checkpoint, architecture: Architecture) -> list[str]:
-    """Settings that checkpoint and architecture both state, and differently, such as the width of a head."""
-    stated = checkpoint.publication.architecture or {}
-    return [
-        f"{tower}.{key} {theirs[key]!r} instead of {ours[key]!r}"
-        for tower in ("vision_cfg", "text_cfg")
-        if (theirs := stated.get(tower, {})) and (ours := architecture.config.get(tower, {}))
-        for key in sorted(theirs.keys() & ours.keys() - ORIGINS)
-        if theirs[key] != ours[key]
-    ]
 
 
 def _activation(*, quick: bool) -> str:

@@ -1,42 +1,85 @@
-"""Class embeddings: prompts to a classification head, and that head as a smooth curve in λ.
+"""Classification heads of the sources: prompts to class embeddings, or the linear layer of a classifier.
 
-A merged model has a merged text tower, so its head depends on λ. Evaluating the text tower for every batch would cost
-B prompt-set forwards; instead the head is evaluated once at K Chebyshev-Lobatto nodes of [0, 1] (both ends included)
-and interpolated for any other λ. The error is measured at held-out λ; where it exceeds the tolerance, more nodes are
-used, and finally the text tower itself.
+A merged model has a merged head, so the head depends on the weights of the merge. :class:`TextTower` gives it by one
+text forward, :class:`LinearHeads` by interpolation; both are a :class:`HeadSource`.
 
-Shapes: C classes, T templates, D embedding width, K nodes.
+Shapes: C classes, T templates, D feature width, K sources.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import cast
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.merging.segment import Segment
-from pipeline.models.pair import Pair
+from pipeline.errors import ManifestError
+from pipeline.merging.segment import SUM_TOLERANCE, Segment
+from pipeline.models.sources import SourceModels
 
-NODE_COUNTS = (9, 17, 33)
+GENERALIST = "generalist"
 
 
 @dataclass(frozen=True, slots=True)
 class ClassHead:
-    """Unit class embeddings [C, D], the factor on cosine similarities and the bias added to them."""
+    """What turns image features into logits; all float32.
+
+    With ``cosine``, CLIP's: unit class embeddings [C, D], the factor on cosine similarities, and the bias [C] added to
+    them. Without, a linear layer: its weight [C, D] and bias [C], and a factor of 1.
+    """
 
     embeddings_CD: Tensor
     logit_scale: float
-    logit_bias: float
+    logit_bias: Tensor
+    cosine: bool = True
 
     def logits(self, features_ND: Tensor) -> Tensor:
-        """Logits [N, C], float32, of unit image features [N, D]."""
-        return self.logit_scale * (features_ND.float() @ self.embeddings_CD.to(features_ND.device).T) + self.logit_bias
+        """Logits [N, C], float32, of image features [N, D] as the image tower gives them, in its precision."""
+        if self.cosine:
+            features_ND = functional.normalize(features_ND, dim=-1)
+        device = features_ND.device
+        return self.logit_scale * (features_ND.float() @ self.embeddings_CD.to(device).T) + self.logit_bias.to(device)
+
+
+def blend_heads(heads: Sequence[ClassHead], weights: Sequence[float]) -> ClassHead:
+    """Head of K-source merging where heads are a component of their own: Σ w_k·embedding_k, computed in float64.
+
+    Class embeddings are scaled to unit length again, factors are averaged by their logarithms and biases as they are.
+    All weight on one head gives exactly that head. ``weights`` [K] are not negative and sum to 1, else ValueError.
+    """
+    wanted = [float(weight) for weight in weights]
+    if len(wanted) != len(heads) or not all(w >= 0 for w in wanted) or abs(sum(wanted) - 1) > SUM_TOLERANCE:
+        msg = f"'weights' must be {len(heads)} numbers >= 0 that sum to 1, got {wanted}"
+        raise ValueError(msg)
+    used = [(head, weight) for head, weight in zip(heads, wanted, strict=True) if weight > 0]
+    first = used[0][0]
+    if len(used) == 1:
+        return first
+    assert all(head.cosine == first.cosine for head in heads), "heads of one architecture"
+    embeddings_CD = torch.stack([weight * head.embeddings_CD.double() for head, weight in used]).sum(dim=0)
+    if first.cosine:
+        embeddings_CD = functional.normalize(embeddings_CD, dim=-1)
+    return ClassHead(
+        embeddings_CD=embeddings_CD.float(),
+        logit_scale=math.exp(math.fsum(weight * math.log(head.logit_scale) for head, weight in used)),
+        logit_bias=torch.stack([weight * head.logit_bias.double() for head, weight in used]).sum(dim=0).float(),
+        cosine=first.cosine,
+    )
+
+
+class HeadSource(Protocol):
+    """Heads of θ(w), w over K sources, for one set of classes; counts what they cost in text forwards."""
+
+    cosine: ClassVar[bool]
+    forward_calls: int
+    forward_prompts: int
+
+    def head(self, weights: Sequence[float]) -> ClassHead:
+        """Head of θ(w); ``weights`` [K] in the order of the sources, not negative, summing to 1."""
+        ...
 
 
 def encode_classes(model: nn.Module, tokens: Tensor, classes: int) -> Tensor:
@@ -55,107 +98,63 @@ def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list
 
 
 class TextTower:
-    """The text side of both ends: heads at any λ, exactly, for one set of classes.
+    """The text side of all sources, exactly, for C classes of T prompts each: ``tokens`` [C·T, context].
 
-    With ``merged=False`` the generalist's text tower and logit_scale serve every λ. Computed in float32.
+    With ``merged=False`` the generalist's text tower and logit_scale serve all weights; :class:`ManifestError` when no
+    source is named so. Computed in float32.
     """
 
-    def __init__(self, pair: Pair, *, merged: bool, device: torch.device) -> None:
-        module = deepcopy(pair.model)
+    cosine: ClassVar[bool] = True
+
+    def __init__(
+        self, models: SourceModels, tokens: Tensor, classes: int, *, merged: bool, device: torch.device
+    ) -> None:
+        if not merged and GENERALIST not in models.names:
+            raise ManifestError(
+                f"prompts.text_tower is generalist, but no source is named so ({', '.join(models.names)}); "
+                "set it to merged, or name one of them generalist"
+            )
+        module = deepcopy(models.model)
         module.visual = nn.Identity()
-        generalist, expert = _without_image_tower(pair.generalist), _without_image_tower(pair.expert)
-        self._segment = Segment(module.to(device), generalist, expert if merged else generalist)
-        self._device = device
+        states = [_without_image_tower(models.states[name]) for name in (models.names if merged else (GENERALIST,))]
+        self._segment = Segment(module.to(device), states)
+        self._merged = merged
+        self._tokens, self._classes, self._device = tokens.to(device), classes, device
         self.forward_calls = 0
         self.forward_prompts = 0
 
     @torch.inference_mode()
-    def head(self, lam: float, tokens: Tensor, classes: int) -> ClassHead:
-        """Head of θ(λ) for prompts [C·T, context]: one text forward."""
-        model = self._segment.at(lam)
+    def head(self, weights: Sequence[float]) -> ClassHead:
+        """Head of θ(w): one text forward."""
+        model = self._segment.at(weights if self._merged else (1.0,))
         self.forward_calls += 1
-        self.forward_prompts += len(tokens)
+        self.forward_prompts += len(self._tokens)
         bias = getattr(model, "logit_bias", None)
         return ClassHead(
-            embeddings_CD=encode_classes(model, tokens.to(self._device), classes),
+            embeddings_CD=encode_classes(model, self._tokens, self._classes),
             logit_scale=float(cast("Tensor", model.logit_scale).exp()),
-            logit_bias=0.0 if bias is None else float(bias),
+            logit_bias=torch.full((self._classes,), 0.0 if bias is None else float(bias), device=self._device),
         )
 
 
-@dataclass(frozen=True, slots=True)
-class HeadCurve:
-    """Heads at K nodes, and any λ between them by barycentric interpolation.
+class LinearHeads:
+    """The linear heads of all sources of a classifier: θ(w)'s head by interpolation, without any forward."""
 
-    ``lambdas`` is [K] ascending from 0 to 1, ``embeddings_KCD`` float32, ``scales`` and ``biases`` [K].
-    ``error`` is the largest change of any logit that interpolation was seen to cause at held-out λ.
-    """
+    cosine: ClassVar[bool] = False
 
-    lambdas: NDArray[np.float64]
-    embeddings_KCD: NDArray[np.float32]
-    scales: NDArray[np.float64]
-    biases: NDArray[np.float64]
-    error: float = 0.0
+    def __init__(self, models: SourceModels) -> None:
+        self._heads = [_linear_head(state) for state in models.states.values()]
+        self.forward_calls = 0
+        self.forward_prompts = 0
 
-    @classmethod
-    def through(cls, tower: TextTower, lambdas: NDArray[np.float64], tokens: Tensor, classes: int) -> "HeadCurve":
-        """Curve through the exact heads at ``lambdas``: one text forward each."""
-        heads = [tower.head(float(lam), tokens, classes) for lam in lambdas]
-        return cls(
-            lambdas=lambdas,
-            embeddings_KCD=np.stack([head.embeddings_CD.cpu().numpy() for head in heads]),
-            scales=np.array([head.logit_scale for head in heads]),
-            biases=np.array([head.logit_bias for head in heads]),
-        )
-
-    def at(self, lam: float) -> ClassHead:
-        """Head at λ; at a node exactly the head that was computed there."""
-        difference = lam - self.lambdas
-        if not difference.all():
-            node = int(np.flatnonzero(difference == 0)[0])
-            return self._head(self.embeddings_KCD[node], self.scales[node], self.biases[node])
-        weights = _barycentric_weights(len(self.lambdas)) / difference
-        weights /= weights.sum()
-        embeddings = np.tensordot(weights, self.embeddings_KCD.astype(np.float64), axes=1).astype(np.float32)
-        return self._head(embeddings, float(np.exp(weights @ np.log(self.scales))), float(weights @ self.biases))
-
-    @staticmethod
-    def _head(embeddings: NDArray[np.float32], scale: float, bias: float) -> ClassHead:
-        return ClassHead(torch.from_numpy(embeddings.copy()), float(scale), float(bias))
+    def head(self, weights: Sequence[float]) -> ClassHead:
+        """Head of θ(w), on the CPU."""
+        return blend_heads(self._heads, weights)
 
 
-def fit_head_curve(tower: TextTower, tokens: Tensor, classes: int, *, tolerance: float) -> HeadCurve | None:
-    """Curve whose logits stay within ``tolerance`` of the exact head's, with as few nodes as that takes.
-
-    The error bound is rigorous at each held-out λ: image features have unit length, so no logit changes by more than
-    scale·‖Δe‖. None when 33 nodes do not suffice; the caller then evaluates the text tower at every λ.
-    """
-    for count in NODE_COUNTS:
-        curve = HeadCurve.through(tower, chebyshev_lobatto(count), tokens, classes)
-        held_out = [(low + high) / 2 for low, high in pairwise(curve.lambdas)][:: max(1, count // 8)]
-        error = max(_logit_error(curve.at(lam), tower.head(lam, tokens, classes)) for lam in held_out)
-        if error <= tolerance:
-            return replace(curve, error=error)
-    return None
-
-
-def chebyshev_lobatto(count: int) -> NDArray[np.float64]:
-    """``count`` Chebyshev-Lobatto nodes on [0, 1], ascending, exactly 0 and 1 at the ends."""
-    angles: NDArray[np.float64] = np.linspace(0.0, np.pi, count)
-    nodes = np.square(np.sin(angles / 2))
-    nodes[-1] = 1.0
-    return nodes
-
-
-def _barycentric_weights(count: int) -> NDArray[np.float64]:
-    weights = np.where(np.arange(count) % 2, -1.0, 1.0)
-    weights[[0, -1]] *= 0.5
-    return weights
-
-
-def _logit_error(approximate: ClassHead, exact: ClassHead) -> float:
-    scaled = approximate.logit_scale * approximate.embeddings_CD - exact.logit_scale * exact.embeddings_CD.cpu()
-    return float(scaled.norm(dim=-1).max()) + abs(approximate.logit_bias - exact.logit_bias)
+def _linear_head(state: Mapping[str, Tensor]) -> ClassHead:
+    weight_CD = state["head.weight"]
+    return ClassHead(weight_CD, 1.0, state.get("head.bias", torch.zeros(len(weight_CD))), cosine=False)
 
 
 def _without_image_tower(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

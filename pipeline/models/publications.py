@@ -11,7 +11,8 @@ from open_clip.pretrained import download_pretrained_from_hf
 from safetensors import SafetensorError, safe_open
 
 from pipeline.errors import CheckpointError, one_line
-from pipeline.models.architectures import Architecture
+from pipeline.models.architectures import AnyArchitecture
+from pipeline.models.classifiers import ClassifierArchitecture
 from pipeline.references import HUB_PREFIX, is_file_reference
 
 CARD_KEY = "pipeline.card"
@@ -27,11 +28,17 @@ class Publication:
     architecture: Mapping[str, Any] | None = None
 
 
-def read_publication(reference: str, architecture: Architecture) -> Publication:
+def read_publication(reference: str, architecture: AnyArchitecture) -> Publication:
     """What is stated for a tag by open_clip, for a hub id by its configuration, for a local safetensors by its card.
 
-    Other local files state nothing. Raises :class:`CheckpointError` for an unknown tag or an unreachable hub.
+    Other local files state nothing. Raises :class:`CheckpointError` for an unknown tag, an unreachable hub, and a
+    classifier's weights that are not a local file.
     """
+    if isinstance(architecture, ClassifierArchitecture) and not is_file_reference(reference):
+        raise CheckpointError(
+            f"{reference}: is no local file, and weights of an image classifier ({architecture.reference!r}) are not "
+            "fetched; download them first and give the file"
+        )
     if reference.startswith(HUB_PREFIX):
         published = _hub_configuration(reference)
         return _from_parts(published.get("model_cfg"), published.get("preprocess_cfg"))
@@ -55,8 +62,9 @@ def read_card(path: Path) -> dict[str, Any]:
     return card
 
 
-def tag_configuration(tag: str, architecture: Architecture) -> dict[str, Any]:
+def tag_configuration(tag: str, architecture: AnyArchitecture) -> dict[str, Any]:
     """open_clip's entry for a tag of an architecture; :class:`CheckpointError` naming the known tags."""
+    assert not isinstance(architecture, ClassifierArchitecture), "only open_clip has tags"
     published: dict[str, Any] = open_clip.get_pretrained_cfg(architecture.name, tag)
     if not published:
         tags = open_clip.list_pretrained_tags_by_model(architecture.name)
@@ -75,7 +83,9 @@ def stated_preprocessing(publications: Sequence[Publication]) -> dict[str, Any]:
 
 
 def _from_parts(architecture: Mapping[str, Any] | None, preprocessing: Mapping[str, Any] | None) -> Publication:
-    quick_gelu = None if architecture is None else bool(architecture.get("quick_gelu", False))
+    quick_gelu = None
+    if architecture is not None and "vision_cfg" in architecture:  # a classifier's configuration has no such question
+        quick_gelu = bool(architecture.get("quick_gelu", False))
     return Publication(quick_gelu, dict(preprocessing or {}), architecture)
 
 

@@ -1,12 +1,12 @@
-"""Image features of uint8 pixels in tiles of fixed shape, by generalist, expert or θ(λ).
+"""Logits of uint8 pixels in tiles of fixed shape, by each source model or by θ(w).
 
 The shape of every forward follows from the data alone (DESIGN rule 1): tiles of ``tile`` images, the last one padded,
 so that results do not depend on who computes them or beside what.
 
-Shapes: N images, H×W pixels, D embedding width, C classes.
+Shapes: N images, H×W pixels, D feature width, C classes, K sources.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import cast
 
@@ -14,65 +14,65 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pipeline.merging.segment import Segment
 from pipeline.models.class_embeddings import ClassHead
-from pipeline.models.pair import Pair
+from pipeline.models.sources import SourceModels
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 IMAGE_TOWER = "visual."
+MERGED = "merged"
 
 
 class Scorer:
-    """The image side of a pair on one device: merges weights, runs tiles, counts every forward.
+    """The image side of K source models on one device: merges weights, runs tiles, counts every forward.
 
     Attributes
     ----------
     forward_calls, forward_images
-        Forward passes and images (padding not counted) so far, per model: generalist, expert, merged.
+        Forward passes and images (padding not counted) so far, by source name and for ``merged``.
     segment
-        The line between the two image towers; counts merges.
+        The simplex between the image towers, in the order of the sources' names; counts merges.
     """
 
-    def __init__(self, pair: Pair, *, device: torch.device, precision: str) -> None:
+    def __init__(self, models: SourceModels, *, device: torch.device, precision: str) -> None:
         self._dtype = PRECISIONS[precision]
-        tower = deepcopy(cast("nn.Module", pair.model.visual)).to(device=device, dtype=self._dtype)
-        self.segment = Segment(tower, self._image_tower(pair.generalist), self._image_tower(pair.expert))
+        tower = deepcopy(cast("nn.Module", models.model.visual)).to(device=device, dtype=self._dtype)
+        self.segment = Segment(tower, [self._image_tower(state) for state in models.states.values()])
         self._device = device
-        self._mean = torch.tensor(pair.preprocessing.mean, device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(pair.preprocessing.std, device=device).view(1, 3, 1, 1)
-        self.forward_calls = {"generalist": 0, "expert": 0, "merged": 0}
-        self.forward_images = {"generalist": 0, "expert": 0, "merged": 0}
+        self._mean = torch.tensor(models.preprocessing.mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(models.preprocessing.std, device=device).view(1, 3, 1, 1)
+        self._names = models.names
+        self.forward_calls = dict.fromkeys([*models.names, MERGED], 0)
+        self.forward_images = dict.fromkeys([*models.names, MERGED], 0)
 
-    def pair_logits(
-        self, pixels: NDArray[np.uint8], heads: tuple[ClassHead, ClassHead], *, tile: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits [N, C] of generalist and expert for pixels [N, H, W, 3]; each tile is uploaded once for both."""
-        first, second = [], []
+    def source_logits(
+        self, pixels: NDArray[np.uint8], heads: Sequence[ClassHead], *, tile: int
+    ) -> list[NDArray[np.float32]]:
+        """Logits [N, C] of each source for pixels [N, H, W, 3], with its own head; each tile is uploaded once."""
+        sources = [*zip(self._names, self.segment.ends, heads, strict=True)]
+        tiles = []
         for start in range(0, len(pixels), tile):
             inputs, count = self._tile(pixels[start : start + tile], tile)
-            first.append(self._score("generalist", self.segment.generalist, inputs, heads[0], count))
-            second.append(self._score("expert", self.segment.expert, inputs, heads[1], count))
-        return np.concatenate(first), np.concatenate(second)
+            tiles.append([self._score(name, tower, inputs, head, count) for name, tower, head in sources])
+        return [np.concatenate(parts) for parts in zip(*tiles, strict=True)]
 
     def merged_logits(
-        self, pixels: NDArray[np.uint8], lam: float, head: ClassHead, *, tile: int
+        self, pixels: NDArray[np.uint8], weights: Sequence[float], head: ClassHead, *, tile: int
     ) -> NDArray[np.float32]:
-        """Logits [N, C] of θ(λ) for one batch of pixels [N, H, W, 3]: at most one merge, then tiles."""
-        tower = self.segment.at(lam)
+        """Logits [N, C] of θ(w) for one batch of pixels [N, H, W, 3]: at most one merge, then tiles."""
+        tower = self.segment.at(weights)
         parts = []
         for start in range(0, len(pixels), tile):
             inputs, count = self._tile(pixels[start : start + tile], tile)
-            parts.append(self._score("merged", tower, inputs, head, count))
+            parts.append(self._score(MERGED, tower, inputs, head, count))
         return np.concatenate(parts)
 
     @torch.inference_mode()
     def _score(self, model: str, tower: nn.Module, inputs: Tensor, head: ClassHead, count: int) -> NDArray[np.float32]:
         self.forward_calls[model] += 1
         self.forward_images[model] += count
-        features_ND = functional.normalize(tower(inputs), dim=-1)
-        logits: NDArray[np.float32] = head.logits(features_ND)[:count].cpu().numpy()
+        logits: NDArray[np.float32] = head.logits(tower(inputs))[:count].cpu().numpy()
         return logits
 
     @torch.inference_mode()

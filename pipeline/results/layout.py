@@ -2,12 +2,14 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import RunDirectoryError
+from pipeline.methods import LABELS, METHODS
 
 PART_NAME = re.compile(r"part-(\d{5,})\.(?:parquet|json)")
 
@@ -63,7 +65,7 @@ def conditions(run_json: dict[str, Any]) -> dict[str, str | None]:
 
 def sort_methods(names: Iterable[str], run_json: dict[str, Any]) -> list[str]:
     """Order methods as the manifest lists them; ``name@settings`` follows ``name``, unlisted names come last."""
-    listed = [str(name) for name in run_json["manifest"].get("methods", [])]
+    listed = [str(name) for name in run_json.get("variants") or run_json["manifest"].get("methods", [])]
     return _sorted_as_listed(names, listed)
 
 
@@ -106,11 +108,34 @@ def settings(folder: Path) -> Any:
         raise RunDirectoryError(f"{path}: is not valid JSON ({error}); run `pipeline infer` again") from error
 
 
+def method_labels(run: Path, methods: Iterable[str]) -> dict[str, str]:
+    """Methods by folder as people read them: the name and the settings that are not its defaults.
+
+    The window is left out, which a run has but one of; where two would then be called alike, the folder's name stays.
+    """
+    labels = {method: _label(run, method) for method in dict.fromkeys(methods)}
+    called = Counter(labels.values())
+    return {method: label if called[label] == 1 else method for method, label in labels.items()}
+
+
+def needs_labels(method: str) -> bool:
+    """Whether a method looks at labels: it is for analysis only, and no answer to anything."""
+    known = METHODS.get(method.split("@", maxsplit=1)[0])
+    return known is not None and LABELS in known.needs
+
+
 def name_parts(indices: Iterable[int]) -> str:
     """Part names for a message: the first three, then how many more."""
     names = [f"part-{index:05d}" for index in sorted(indices)]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
+
+
+def _label(run: Path, method: str) -> str:
+    changed = (settings(run / "predictions" / method) or {}).get("changed", {})
+    listed = ", ".join(f"{name}={value}" for name, value in changed.items() if name != "window")
+    name = method.split("@", maxsplit=1)[0]
+    return f"{name} ({listed})" if listed else name if changed else method
 
 
 def _sorted_as_listed(names: Iterable[str], listed: Sequence[str]) -> list[str]:

@@ -89,5 +89,5 @@ def _row(stage: str, method: str | None, totals: Mapping[str, Any], plain_calls_
         images_read=counts.get("images_read", 0),
         batches=counts.get("batches", 0) if method else 0,
         seconds=sum(totals.get("seconds", {}).values()),
-        plain_calls=round(_of_one_model(totals, "image_forward_images") * plain_calls_per_image),
+        plain_calls=round((counts.get("samples", 0) + counts.get("rejected", 0)) * plain_calls_per_image),
     )

@@ -17,7 +17,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import RunDirectoryError
-from pipeline.results.layout import PredictionFolder, conditions, name_parts, parts, prediction_folders, read_run
+from pipeline.results.layout import (
+    PredictionFolder,
+    conditions,
+    method_labels,
+    name_parts,
+    needs_labels,
+    parts,
+    prediction_folders,
+    read_run,
+)
 from pipeline.results.rows import RowSet
 from pipeline.store.fingerprints import Fingerprint, digest_json
 from pipeline.store.tables import read_metadata, read_table, write_table
@@ -27,6 +36,8 @@ GENERALIST = "generalist"
 METRICS_SCHEMA = pa.schema(
     [
         ("method", pa.string()),
+        ("label", pa.string()),
+        ("analysis_only", pa.bool_()),
         ("evaluation_set", pa.string()),
         ("condition", pa.string()),
         ("samples", pa.int64()),
@@ -71,7 +82,8 @@ def evaluate_run(run: Path) -> pl.DataFrame:
     ``majority_rate`` are fractions, null where nothing is labelled; ``err`` is 100·(1-Acc)/(1-Acc_generalist), null
     where the generalist makes no error or was not scored; predictions of other settings than the manifest's are left
     out where they do not cover the set; ``predicted_classes`` of ``classes`` and ``mean_lambda``
-    count unlabelled rows too; ``fingerprint`` is the digest over the fingerprints of all parts read.
+    count unlabelled rows too; ``label`` is the method with the settings that are not its defaults, ``analysis_only``
+    says that it looked at labels; ``fingerprint`` is the digest over the fingerprints of all parts read.
 
     Raises :class:`RunDirectoryError` naming method and evaluation set when a part is missing or torn, a row appears
     twice, or the methods of an evaluation set do not cover the same rows or differ in their labels.
@@ -83,11 +95,18 @@ def evaluate_run(run: Path) -> pl.DataFrame:
     condition_of = conditions(run_json)
     records: list[dict[str, Any]] = []
     folders = [folder for folder in folders if not _is_left_behind(folder, run_json)]
+    labels = method_labels(run, (folder.method for folder in folders))
     for evaluation_set in dict.fromkeys(folder.evaluation_set for folder in folders):
         tallies = _tally_methods([folder for folder in folders if folder.evaluation_set == evaluation_set])
         generalist = tallies.get(GENERALIST)
         for method, tally in tallies.items():
-            names = {"method": method, "evaluation_set": evaluation_set, "condition": condition_of.get(evaluation_set)}
+            names = {
+                "method": method,
+                "label": labels[method],
+                "analysis_only": needs_labels(method),
+                "evaluation_set": evaluation_set,
+                "condition": condition_of.get(evaluation_set),
+            }
             records.append(names | score(tally, generalist))
     table = pa.Table.from_pylist(records, schema=METRICS_SCHEMA)
     inputs = {

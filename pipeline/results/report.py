@@ -98,6 +98,8 @@ def render_report(run: Path, run_json: Mapping[str, Any], frame: pl.DataFrame) -
         t3_default=T3_DEFAULT,
         ledger=ledger,
         ledger_models=[model for model in model_names(ledger) if any(row.image_calls.get(model) for row in ledger)],
+        labels=dict(zip(frame["method"], frame["label"], strict=True)),
+        analysis_only=set(frame.filter(pl.col("analysis_only"))["method"]),
         settings=_all_settings(run),
         fingerprints=run_json.get("fingerprints", {}),
         versions=run_json.get("versions", {}),
@@ -148,7 +150,7 @@ def _legend(rules: Mapping[str, list[Histogram]]) -> dict[str, str]:
 def _groups(frame: pl.DataFrame) -> list[ResultGroup]:
     groups: list[ResultGroup] = []
     for (name, condition), rows in frame.group_by("evaluation_set", "condition", maintain_order=True):
-        best = rows["accuracy"].max()
+        best = rows.filter(~pl.col("analysis_only"))["accuracy"].max()
         groups.append(
             ResultGroup(
                 name=str(name),

@@ -46,8 +46,8 @@ def method_means(frame: pl.DataFrame) -> list[MethodMeans]:
 
 
 def find_answer(frame: pl.DataFrame) -> Answer | None:
-    """Find the method with the best mean accuracy; None where no evaluation set has labels."""
-    ranked = [means for means in method_means(frame) if means.accuracy is not None]
+    """Find the method with the best mean accuracy, of those that need no labels; None where nothing is labelled."""
+    ranked = [means for means in method_means(frame.filter(~pl.col("analysis_only"))) if means.accuracy is not None]
     if not ranked:
         return None
     best = max(ranked, key=lambda means: means.accuracy or 0.0)

@@ -16,17 +16,19 @@ ABSENT = "–"
 def results_table(frame: pl.DataFrame) -> Table:
     """Tabulate the metrics of :func:`~pipeline.results.metrics.evaluate_run`, methods grouped by evaluation set.
 
-    Accuracies are percentages with two decimals, the best of each set in bold; Err is 100 for the generalist.
+    Accuracies are percentages with two decimals, the best of each set in bold; Err is 100 for the generalist. Methods
+    that look at labels are dimmed, and never the best.
     """
     table = _table("Results by evaluation set", "Evaluation set")
-    table.add_column("Method", no_wrap=True)
+    table.add_column("Method", overflow="fold", min_width=16)
     for title in ("Acc. %", "Bal. %", "Err", "Classes", "λ"):
         table.add_column(title, justify="right", no_wrap=True)
     for _, rows in frame.group_by("evaluation_set", maintain_order=True):
-        best = rows["accuracy"].max()
+        best = rows.filter(~pl.col("analysis_only"))["accuracy"].max()
         headings = _headings(rows.row(0, named=True), rows.height)
         for heading, row in zip(headings, rows.iter_rows(named=True), strict=True):
-            style = "bold" if best is not None and row["accuracy"] == best else ""
+            is_best = best is not None and row["accuracy"] == best and not row["analysis_only"]
+            style = "bold" if is_best else "dim" if row["analysis_only"] else ""
             table.add_row(Text(heading), *(Text(cell, style=style) for cell in _result_cells(row)))
         table.add_section()
     return table
@@ -89,7 +91,7 @@ def _headings(row: Mapping[str, Any], height: int) -> list[str]:
 
 def _result_cells(row: Mapping[str, Any]) -> list[str]:
     return [
-        row["method"] + (f" ({whole(row['rejected'])} rejected)" if row["rejected"] else ""),
+        row["label"] + (f" ({whole(row['rejected'])} rejected)" if row["rejected"] else ""),
         percent(row["accuracy"]),
         percent(row["balanced_accuracy"]),
         decimal(row["err"]),

@@ -5,12 +5,14 @@ Inputs are kept flat and by name, down to the weights, so that a refusal can say
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.archives.archive import Archive, Window
-from pipeline.manifest.schema import EvaluationSet, Manifest
+from pipeline.manifest.schema import ROLES, EvaluationSet, Manifest
+from pipeline.stages.selection import Selected
 from pipeline.stages.sources import resolve_class_names
+from pipeline.stages.user_rules import UserRule
 from pipeline.store.fingerprints import Fingerprint, digest_json
 from pipeline.store.run_directory import RunDirectory, Variant
 
@@ -18,36 +20,45 @@ MERGE_LOOP = "merge-loop"
 
 
 @dataclass(frozen=True, slots=True)
-class PairIdentity:
-    """Digests of the two ends, their architecture and their preprocessing."""
+class ModelsIdentity:
+    """Digests of all sources' weights by name, of their architecture and their preprocessing."""
 
-    generalist: str
-    expert: str
+    weights: Mapping[str, str]
     architecture: str
     preprocessing: str
 
     def as_inputs(self) -> dict[str, str]:
         """The digests by name."""
-        return {
-            "generalist": self.generalist,
-            "expert": self.expert,
-            "architecture": self.architecture,
-            "preprocessing": self.preprocessing,
-        }
+        return {**self.weights, "architecture": self.architecture, "preprocessing": self.preprocessing}
 
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """One run: its manifest, the identity of its pair and its numeric kind. Cheap to send to workers."""
+    """One run: its manifest, the identity of its models, its numeric kind and methods. Cheap to send to workers.
+
+    ``selected`` holds the methods at work by their key, ``user_rules`` the user's own rules by their reference.
+    """
 
     manifest: Manifest
-    pair: PairIdentity
+    models: ModelsIdentity
     kind: Mapping[str, str]
+    selected: Mapping[str, Selected] = field(default_factory=dict)
+    user_rules: Mapping[str, UserRule] = field(default_factory=dict)
 
     @property
     def directory(self) -> RunDirectory:
         """Where the run's tables lie."""
         return RunDirectory(Path(self.manifest.output))
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the source models, in the manifest's order."""
+        return tuple(self.models.weights)
+
+    def weights_at(self, lam: float) -> tuple[float, ...]:
+        """Weights [K] of the sources at λ: the generalist's, the expert's, and none for any other."""
+        generalist, expert = ROLES
+        return tuple({generalist: 1.0 - lam, expert: lam}.get(name, 0.0) for name in self.sources)
 
     def evaluation_set(self, name: str) -> EvaluationSet:
         """The manifest's entry for an evaluation set."""
@@ -68,59 +79,70 @@ class RunContext:
 
     def embeddings_fingerprint(self, name: str, archive: Archive) -> Fingerprint:
         """What the class embeddings depend on."""
-        prompts = self.manifest.prompts
-        return Fingerprint(
-            {
-                **self._model_inputs(name, archive),
-                "embeddings": prompts.embeddings,
-                "curve_tolerance": str(prompts.curve_tolerance),
-            }
-        )
+        return Fingerprint({**self._model_inputs(name, archive), **self._embedding_inputs()})
 
     def evidence_fingerprint(self, name: str, archive: Archive, part: int) -> Fingerprint:
         """What the evidence of one archive part depends on: its own part only, so that growth leaves it valid."""
         return Fingerprint({**self._model_inputs(name, archive), "archive_part": archive.part_digest(part)})
 
-    def samples_fingerprint(self, name: str, archive: Archive, part: int, rule: Variant) -> Fingerprint:
+    def samples_fingerprint(self, name: str, archive: Archive, part: int, selected: Selected) -> Fingerprint:
         """What the coefficients of one archive part's samples depend on."""
         evidence = self.evidence_fingerprint(name, archive, part)
-        return Fingerprint({**evidence.inputs, "rule": _spell(rule)})
+        return Fingerprint({**evidence.inputs, **self._rule_inputs(selected)})
 
-    def batches_fingerprint(
-        self, name: str, archive: Archive, window: Window, rule: Variant, grouping: Variant
-    ) -> Fingerprint:
+    def batches_fingerprint(self, name: str, archive: Archive, window: Window, selected: Selected) -> Fingerprint:
         """What the batch plan of one window depends on."""
+        assert selected.grouping is not None
         parts = [archive.part_digest(window.first_part + offset) for offset in range(window.parts)]
         return Fingerprint(
             {
                 **self._model_inputs(name, archive),
                 "archive_window": digest_json([window.first_part, parts]),
-                "rule": _spell(rule),
-                "grouping": _spell(grouping),
+                **self._rule_inputs(selected),
+                "grouping": _spell(selected.grouping),
             }
         )
 
-    def predictions_fingerprint(self, batches: Fingerprint, part: int, method: str) -> Fingerprint:
-        """What one slice of a merging method's predictions depends on."""
-        prompts = self.manifest.prompts
+    def predictions_fingerprint(self, batches: Fingerprint, part: int, selected: Selected) -> Fingerprint:
+        """What one slice of the predictions of a method that merges per batch depends on."""
         return Fingerprint(
             {
                 **batches.inputs,
-                "embeddings": prompts.embeddings,
-                "curve_tolerance": str(prompts.curve_tolerance),
-                "method": method,
+                **({} if selected.weighs_sources else self._embedding_inputs()),
+                "method": selected.method.name,
                 "implementation": MERGE_LOOP,
                 "slice": str(part),
             }
         )
 
-    def plain_fingerprint(self, name: str, archive: Archive, part: int, method: str) -> Fingerprint:
-        """What a plain model's predictions, read from one part of evidence, depend on."""
-        return Fingerprint({**self.evidence_fingerprint(name, archive, part).inputs, "method": method})
+    def merged_fingerprint(self, selected: Selected) -> Fingerprint:
+        """What the weights of a static merge depend on: neither images nor classes."""
+        inputs = {"text_tower": self.manifest.prompts.text_tower, "method": _spell(selected.variant)}
+        return Fingerprint({**self.models.as_inputs(), **inputs})
+
+    def merged_head_fingerprint(self, name: str, archive: Archive, selected: Selected) -> Fingerprint:
+        """What the head of a static merge depends on."""
+        return Fingerprint({**self._model_inputs(name, archive), "method": _spell(selected.variant)})
+
+    def part_fingerprint(self, name: str, archive: Archive, part: int, selected: Selected) -> Fingerprint:
+        """What one archive part's predictions by a method that forms no batches depend on."""
+        evidence = self.evidence_fingerprint(name, archive, part)
+        embeddings = self._embedding_inputs() if selected.method.combination == "grid" else {}
+        return Fingerprint({**evidence.inputs, **embeddings, "method": _spell(selected.variant)})
+
+    def _rule_inputs(self, selected: Selected) -> dict[str, str]:
+        assert selected.rule is not None
+        inputs = {"rule": _spell(selected.rule)}
+        user = self.user_rules.get(selected.method.rule or "")
+        return inputs if user is None else {**inputs, "rule_source": user.digest}
+
+    def _embedding_inputs(self) -> dict[str, str]:
+        prompts = self.manifest.prompts
+        return {"embeddings": prompts.embeddings, "curve_tolerance": str(prompts.curve_tolerance)}
 
     def _model_inputs(self, name: str, archive: Archive) -> dict[str, str]:
         return {
-            **self.pair.as_inputs(),
+            **self.models.as_inputs(),
             **{f"numeric_kind.{part}": value for part, value in self.kind.items()},
             "class_names": digest_json(self.class_names(name, archive)),
             "prompts": digest_json(self.manifest.prompts.templates),

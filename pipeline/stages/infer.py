@@ -1,23 +1,24 @@
 """Stage two: the batches of one slice of a plan, each scored by its own merged model, to predictions."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.archives.archive import Archive, Window
-from pipeline.methods import METHODS, Method
 from pipeline.models.scorer import Scorer
 from pipeline.stages.context import RunContext
+from pipeline.stages.grid import GridScorer, grid_table
 from pipeline.stages.heads import Heads
-from pipeline.stages.plan import covered_rows, slice_of_each_batch
+from pipeline.stages.plan import covered_rows, plan_path, slice_of_each_batch, window_samples
 from pipeline.stages.reading import PixelBlock, read_ahead, rows_per_read
+from pipeline.stages.scoring import Predictions
 from pipeline.stages.scoring_worker import ScoringWorker
-from pipeline.stages.tables import predictions_table, rejects_table
-from pipeline.stages.variants import grouping_variant, method_variant, rule_variant
+from pipeline.stages.selection import Selected
+from pipeline.stages.static import StaticScorer
+from pipeline.stages.tables import matrix_from_lists, predictions_table, rejects_table, rows_digest
 from pipeline.stages.work import Report, WorkItem
 from pipeline.store.files import write_json
 from pipeline.store.fingerprints import Fingerprint
@@ -40,18 +41,14 @@ class WindowPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class SlicePredictions:
-    """Predictions of a slice, sorted by row, and the samples that got none."""
-
-    table: pa.Table
-    rejects: pa.Table
-
-
-@dataclass(frozen=True, slots=True)
 class _Batch:
+    """One batch: its λ (NaN where the weights are no λ), or weights of each source for encoder and head."""
+
     number: int
     lam: np.float32
     rows: NDArray[np.int64]
+    encoder: tuple[float, ...] | None = None
+    head: tuple[float, ...] | None = None
 
 
 @dataclass(slots=True)
@@ -70,11 +67,12 @@ class SliceScorer:
     archive: Archive
     scorer: Scorer
     heads: Heads
+    weights_at: Callable[[float], tuple[float, ...]]
     class_names: list[str]
     tile: int
     read_bytes: int
 
-    def score(self, plan: WindowPlan, window: Window, part: int, ledger: Ledger) -> SlicePredictions:
+    def score(self, plan: WindowPlan, window: Window, part: int, ledger: Ledger) -> Predictions:
         """Merge once per batch, in order of λ, and score its images in tiles.
 
         Batches are independent of one another: the order only lets equal neighbours share a merge.
@@ -84,8 +82,9 @@ class SliceScorer:
         merged_before = self.scorer.segment.merges
         for batch, block in self._with_pixels(batches, ledger):
             with ledger.phase("merge and forward"):
-                lam = float(batch.lam)
-                logits = self.scorer.merged_logits(block.pixels, lam, self.heads.at(lam), tile=self.tile)
+                weights = batch.encoder or self.weights_at(float(batch.lam))
+                head = self.heads.at(float(batch.lam)) if batch.head is None else self.heads.blend(batch.head)
+                logits = self.scorer.merged_logits(block.pixels, weights, head, tile=self.tile)
             self._collect(scored, batch, block, logits)
         count = sum(len(rows) for rows in scored.rows)
         merges = self.scorer.segment.merges - merged_before
@@ -123,7 +122,7 @@ class SliceScorer:
         scored.lam.append(np.full(len(batch.rows), batch.lam))
         scored.batch.append(np.full(len(batch.rows), batch.number, dtype=np.int64))
 
-    def _tables(self, scored: _Scored, samples: pa.Table) -> SlicePredictions:
+    def _tables(self, scored: _Scored, samples: pa.Table) -> Predictions:
         rows = np.concatenate([np.empty(0, dtype=np.int64), *scored.rows])
         order = np.argsort(rows)
         own = samples.take(pa.array(np.searchsorted(samples["row"].to_numpy(), rows[order])))
@@ -138,19 +137,27 @@ class SliceScorer:
             class_names=self.class_names,
         )
         reasons = {int(p): scored.unusable[int(rows[order[p]])] for p in np.flatnonzero(rejected)}
-        return SlicePredictions(table, rejects_table(own, reasons))
+        return Predictions(table, rejects_table(own, reasons))
 
 
 def _batches_of(batches: pa.Table, window: Window, part_rows: int, part: int) -> list[_Batch]:
     slices = slice_of_each_batch(batches["size"].to_numpy(), window, part_rows)
     chosen = batches.filter(pa.array(slices == part)).sort_by([("lambda", "ascending"), ("batch", "ascending")])
-    numbers, lambdas = chosen["batch"].to_numpy(), chosen["lambda"].to_numpy()
+    numbers, lambdas = chosen["batch"].to_numpy(), chosen["lambda"].fill_null(np.nan).to_numpy()
+    encoder, head = (_weights(chosen, f"weights_{component}") for component in ("encoder", "head"))
     lists = chosen["rows"].combine_chunks()
     flat, offsets = lists.flatten().to_numpy(), np.append(0, np.cumsum(chosen["size"].to_numpy()))
     return [
-        _Batch(int(number), lam, flat[offsets[i] : offsets[i + 1]])
+        _Batch(int(number), lam, flat[offsets[i] : offsets[i + 1]], encoder[i], head[i])
         for i, (number, lam) in enumerate(zip(numbers, lambdas, strict=True))
     ]
+
+
+def _weights(batches: pa.Table, column: str) -> list[tuple[float, ...] | None]:
+    """Weights per source of each batch; None where a λ says it all."""
+    if column not in batches.column_names:
+        return [None] * len(batches)
+    return [tuple(weights) for weights in matrix_from_lists(batches[column]).astype(np.float64).tolist()]
 
 
 def _groups(batches: list[_Batch], limit: int) -> Iterator[list[_Batch]]:
@@ -159,7 +166,7 @@ def _groups(batches: list[_Batch], limit: int) -> Iterator[list[_Batch]]:
     size = 0
     for batch in batches:
         for start in range(0, len(batch.rows), limit):
-            piece = _Batch(batch.number, batch.lam, batch.rows[start : start + limit])
+            piece = replace(batch, rows=batch.rows[start : start + limit])
             if group and size + len(piece.rows) > limit:
                 yield group
                 group, size = [], 0
@@ -170,50 +177,51 @@ def _groups(batches: list[_Batch], limit: int) -> Iterator[list[_Batch]]:
 
 
 class InferWorker(ScoringWorker):
-    """Commits predictions, slice by slice, from the cached batch plan."""
+    """Commits predictions: slices of cached batch plans, and archive parts of methods that form no batches."""
 
     def __init__(self, context: RunContext) -> None:
         super().__init__(context)
         self._cached: tuple[tuple[str, str, int], WindowPlan] | None = None
+        self._static: tuple[str, StaticScorer] | None = None
 
     def run(self, item: WorkItem) -> Report:
-        """Score one slice and commit it."""
+        """Score one slice or part and commit it."""
         assert item.method is not None
-        name, method = item.evaluation_set, METHODS[item.method]
+        selected = self.context.selected[item.method]
+        if selected.method.combination == "static":
+            return self._run_static(item, selected)
+        if selected.method.combination == "grid":
+            return self._run_grid(item, selected)
+        name = item.evaluation_set
         archive = self.context.archive(name)
         window = window_of(self.context, archive, item.part)
-        plan = self._plan(name, method, archive, window)
+        plan = self._plan(name, selected, archive, window)
         ledger = Ledger()
-        predictions = self.slice_scorer(name, archive, method).score(plan, window, item.part, ledger)
-        return self.commit(item, archive, window, plan.rows, predictions, ledger)
+        predictions = self.slice_scorer(name, archive, selected).score(plan, window, item.part, ledger)
+        fingerprint = slice_fingerprints(self.context, name, archive, window, selected)[item.part]
+        return self.commit(item, fingerprint, plan.rows, predictions, ledger)
 
-    def slice_scorer(self, name: str, archive: Archive, method: Method) -> SliceScorer:
-        """Scorer of an evaluation set's slices in the method's tile: one image for ``t3``, else min(tile, batch)."""
-        compute, grouping = self.context.manifest.compute, self.context.manifest.grouping
-        tile = 1 if method.grouping == "sample" else min(compute.tile, grouping.batch_size)
+    def slice_scorer(self, name: str, archive: Archive, selected: Selected) -> SliceScorer:
+        """Scorer of an evaluation set's slices in the method's tile: min(tile, batch size), one image by itself."""
+        compute, settings = self.context.manifest.compute, selected.settings
+        tile = min(compute.tile, selected.whole("batch_size")) if "batch_size" in settings else compute.tile
         return SliceScorer(
             archive=archive,
             scorer=self.scorer,
             heads=self.heads(name),
+            weights_at=self.context.weights_at,
             class_names=self.context.class_names(name, archive),
-            tile=tile,
+            tile=1 if selected.method.grouping == "sample" else tile,
             read_bytes=compute.read_bytes,
         )
 
     def commit(
-        self,
-        item: WorkItem,
-        archive: Archive,
-        window: Window,
-        rows: str,
-        predictions: SlicePredictions,
-        ledger: Ledger,
+        self, item: WorkItem, fingerprint: Fingerprint, rows: str, predictions: Predictions, ledger: Ledger
     ) -> Report:
-        """Commit a slice's rejects, ledger and predictions, the predictions last."""
+        """Commit rejects, ledger and predictions of one slice or part, the predictions last."""
         assert item.method is not None
         name, part = item.evaluation_set, item.part
-        directory, variant = self.context.directory, method_variant(item.method, self.context.manifest)
-        fingerprint = slice_fingerprints(self.context, name, archive, window, METHODS[item.method])[part]
+        directory, variant = self.context.directory, self.context.selected[item.method].variant
         stage = f"{STAGE}/{variant.folder}"
         self.book(ledger)
         with ledger.phase("write"):
@@ -222,11 +230,33 @@ class InferWorker(ScoringWorker):
         write_table(directory.predictions(variant, name, part), predictions.table, fingerprint, {ROWS: rows})
         return Report(item, samples=len(predictions.table), rejected=len(predictions.rejects), ledger=ledger)
 
-    def _plan(self, name: str, method: Method, archive: Archive, window: Window) -> WindowPlan:
-        assert method.grouping is not None
-        key = (name, method.name, window.index)
+    def _run_static(self, item: WorkItem, selected: Selected) -> Report:
+        if self._static is None or self._static[0] != selected.key:
+            self._static = (selected.key, StaticScorer(self.context, self.models, selected, self.device))
+        ledger = Ledger()
+        predictions = self._static[1].score(item.evaluation_set, item.part, ledger)
+        archive = self.context.archive(item.evaluation_set)
+        fingerprint = self.context.part_fingerprint(item.evaluation_set, archive, item.part, selected)
+        return self.commit(item, fingerprint, rows_digest(predictions.table), predictions, ledger)
+
+    def _run_grid(self, item: WorkItem, selected: Selected) -> Report:
+        """Commit one part's logits at every λ; which λ is best is known when all parts are there."""
+        name, part, directory = item.evaluation_set, item.part, self.context.directory
+        archive, ledger = self.context.archive(name), Ledger()
+        fingerprint = self.context.part_fingerprint(name, archive, part, selected)
+        scored = GridScorer(self.context, self.scorer, self.heads(name)).score(archive, part, selected, ledger)
+        self.book(ledger)
+        stage = f"{STAGE}/{selected.key}"
+        write_table(directory.rejects(stage, name, part), scored.rejects, fingerprint)
+        write_json(directory.ledger(stage, name, part), ledger.as_json())
+        table = grid_table(scored)
+        write_table(directory.grid(selected.variant, name, part), table, fingerprint, {ROWS: rows_digest(table)})
+        return Report(item, samples=len(table), rejected=len(scored.rejects), ledger=ledger)
+
+    def _plan(self, name: str, selected: Selected, archive: Archive, window: Window) -> WindowPlan:
+        key = (name, selected.key, window.index)
         if self._cached is None or self._cached[0] != key:
-            path = plan_path(self.context, name, window, method)
+            path = plan_path(self.context, name, window, selected)
             plan = WindowPlan(read_table(path), window_samples(archive, window), covered_rows(path))
             self._cached = (key, plan)
         return self._cached[1]
@@ -239,36 +269,18 @@ class MakeInferWorker:
     context: RunContext
 
     def __call__(self) -> InferWorker:
-        """Load the pair in this process."""
+        """Load the models in this process."""
         return InferWorker(self.context)
-
-
-def plan_path(context: RunContext, name: str, window: Window, method: Method) -> Path:
-    """Where the batch plan of a merging method's window lies."""
-    assert method.grouping is not None
-    rule = rule_variant(context.manifest.coefficient)
-    grouping = grouping_variant(method.grouping, context.manifest.grouping)
-    return context.directory.batches(rule, grouping, name, window.index)
 
 
 def window_of(context: RunContext, archive: Archive, part: int) -> Window:
     """The window that an archive part lies in."""
-    return next(w for w in context.windows(archive) if w.first_part <= part < w.first_part + w.parts)
-
-
-def window_samples(archive: Archive, window: Window) -> pa.Table:
-    """Samples (row, sample_id, label) of a window, in order of address."""
-    parts = range(window.first_part, window.first_part + window.parts)
-    return pa.concat_tables(archive.samples(part).select(["row", "sample_id", "label"]) for part in parts)
+    return next(window for window in context.windows(archive) if part in window.part_numbers)
 
 
 def slice_fingerprints(
-    context: RunContext, name: str, archive: Archive, window: Window, method: Method
+    context: RunContext, name: str, archive: Archive, window: Window, selected: Selected
 ) -> dict[int, Fingerprint]:
     """What each slice of a window's predictions depends on, by part, whether λ was cached or computed on the fly."""
-    assert method.grouping is not None
-    rule = rule_variant(context.manifest.coefficient)
-    grouping = grouping_variant(method.grouping, context.manifest.grouping)
-    batches = context.batches_fingerprint(name, archive, window, rule, grouping)
-    parts = range(window.first_part, window.first_part + window.parts)
-    return {part: context.predictions_fingerprint(batches, part, method.name) for part in parts}
+    batches = context.batches_fingerprint(name, archive, window, selected)
+    return {part: context.predictions_fingerprint(batches, part, selected) for part in window.part_numbers}

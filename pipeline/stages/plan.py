@@ -7,43 +7,53 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.archives.archive import Archive, Window
-from pipeline.coefficients.grouping import BatchPlan, arrival, by_lambda, within_tolerance
-from pipeline.coefficients.rules import t3
+from pipeline.coefficients.evidence import Evidence
+from pipeline.coefficients.grouping import BatchPlan, arrival, by_lambda, by_mixture, within_tolerance
+from pipeline.coefficients.rules import RULES, Coefficients, t3
+from pipeline.coefficients.sources import entropy_adaptive
+from pipeline.coefficients.streams import parse_order, stream_order
 from pipeline.errors import RunDirectoryError, StaleCacheError
-from pipeline.manifest.schema import Grouping
-from pipeline.methods import GroupingKind
 from pipeline.stages.context import RunContext
-from pipeline.stages.tables import batches_table, read_evidence, samples_table
-from pipeline.stages.variants import grouping_variant, rule_variant
+from pipeline.stages.selection import Selected
+from pipeline.stages.tables import batches_table, labels_of, read_evidence, samples_table
 from pipeline.store.fingerprints import digest_json
 from pipeline.store.tables import ROWS, PartState, part_state, read_metadata, read_table, write_table
 
 
-def commit_samples(context: RunContext, name: str, archive: Archive, part: int) -> None:
+def commit_samples(context: RunContext, name: str, archive: Archive, part: int, selected: Selected) -> None:
     """Derive and commit one part's coefficients from its committed evidence, unless they are there already."""
-    rule = rule_variant(context.manifest.coefficient)
-    path, source = context.directory.samples(rule, name, part), context.directory.evidence(name, part)
-    fingerprint, rows = context.samples_fingerprint(name, archive, part, rule), covered_rows(source)
+    assert selected.rule is not None
+    path, source = context.directory.samples(selected.rule, name, part), context.directory.evidence(name, part)
+    fingerprint, rows = context.samples_fingerprint(name, archive, part, selected), covered_rows(source)
     if part_state(path, fingerprint, rows=rows) is not PartState.COMMITTED:
-        write_table(path, derive_samples(context, read_table(source)), fingerprint, {ROWS: rows})
+        write_table(path, derive_samples(context, selected, read_table(source)), fingerprint, {ROWS: rows})
 
 
-def derive_samples(context: RunContext, evidence: pa.Table) -> pa.Table:
-    """Coefficients of a part's samples by the manifest's rule."""
-    return samples_table(evidence, t3(read_evidence(evidence), context.manifest.coefficient.settings))
+def derive_samples(context: RunContext, selected: Selected, evidence: pa.Table) -> pa.Table:
+    """Coefficients of a part's samples by a method's rule."""
+    return samples_table(evidence, _apply_rule(context, selected, read_evidence(evidence, context.sources)))
 
 
-def commit_batches(context: RunContext, name: str, archive: Archive, window: Window, kind: GroupingKind) -> None:
-    """Group and commit one window's batches from its committed coefficients, unless they are there already."""
-    rule, grouping = rule_variant(context.manifest.coefficient), grouping_variant(kind, context.manifest.grouping)
-    path = context.directory.batches(rule, grouping, name, window.index)
-    fingerprint = context.batches_fingerprint(name, archive, window, rule, grouping)
-    parts = range(window.first_part, window.first_part + window.parts)
-    sources = [context.directory.samples(rule, name, part) for part in parts]
+def commit_batches(context: RunContext, name: str, archive: Archive, window: Window, selected: Selected) -> None:
+    """Group and commit one window's batches from its committed coefficients, unless they are there already.
+
+    Weights per source come from the evidence itself.
+    """
+    path = plan_path(context, name, window, selected)
+    fingerprint = context.batches_fingerprint(name, archive, window, selected)
+    sources = [_plan_source(context, name, part, selected) for part in window.part_numbers]
     rows = window_rows([covered_rows(source) for source in sources])
     if part_state(path, fingerprint, rows=rows) is not PartState.COMMITTED:
-        samples = pa.concat_tables(read_table(source, ["row", "lambda"]) for source in sources)
-        write_table(path, derive_batches(context, archive, window, kind, samples), fingerprint, {ROWS: rows})
+        columns = None if selected.weighs_sources else ["row", "lambda"]
+        samples = pa.concat_tables(read_table(source, columns) for source in sources)
+        write_table(path, derive_batches(context, archive, window, selected, samples), fingerprint, {ROWS: rows})
+
+
+def plan_path(context: RunContext, name: str, window: Window, selected: Selected) -> Path:
+    """Where the batch plan of a window lies."""
+    assert selected.rule is not None
+    assert selected.grouping is not None
+    return context.directory.batches(selected.rule, selected.grouping, name, window.index)
 
 
 def covered_rows(path: Path) -> str:
@@ -62,13 +72,31 @@ def window_rows(parts: list[str]) -> str:
 
 
 def derive_batches(
-    context: RunContext, archive: Archive, window: Window, kind: GroupingKind, samples: pa.Table
+    context: RunContext, archive: Archive, window: Window, selected: Selected, samples: pa.Table
 ) -> pa.Table:
-    """Batch plan of one window from its samples (row, lambda), in order of address."""
+    """Batch plan of one window from its samples (row and lambda, or evidence), in order of address."""
     first_address, _ = archive.part_range(window.first_part)
-    rows, lambdas = samples["row"].to_numpy(), samples["lambda"].to_numpy()
-    plan = _group(kind, context.manifest.grouping, rows, lambdas, first_address)
-    return batches_table(plan, first_address)
+    rows = samples["row"].to_numpy()
+    order = _stream(context, archive, window, selected, rows)
+    if selected.weighs_sources:
+        entropies = read_evidence(samples, context.sources).entropies
+        plan = entropy_adaptive(
+            rows,
+            np.stack(list(entropies.values()), axis=1),
+            batch_size=selected.whole("batch_size"),
+            first_address=first_address,
+            temperature_encoder=selected.number("temperature"),
+            temperature_head=selected.number_or_none("temperature_head"),
+            order=order,
+        )
+        return batches_table(plan, first_address, is_pair=len(context.sources) == 2 and context.manifest.is_pair)
+    lambdas = samples["lambda"].to_numpy()
+    return batches_table(_group(selected, rows, lambdas, first_address, order), first_address, is_pair=True)
+
+
+def window_samples(archive: Archive, window: Window) -> pa.Table:
+    """Samples (row, sample_id, label) of a window, in order of address."""
+    return pa.concat_tables(archive.samples(part).select(["row", "sample_id", "label"]) for part in window.part_numbers)
 
 
 def slice_of_each_batch(sizes: NDArray[np.int32], window: Window, part_rows: int) -> NDArray[np.int64]:
@@ -81,17 +109,55 @@ def slice_of_each_batch(sizes: NDArray[np.int32], window: Window, part_rows: int
     return window.first_part + starts // part_rows
 
 
+def _apply_rule(context: RunContext, selected: Selected, evidence: Evidence) -> Coefficients:
+    rule = selected.method.rule
+    assert rule is not None
+    if rule in context.user_rules:
+        return context.user_rules[rule].apply(evidence, selected.own_settings())
+    return t3(evidence, selected.t3_settings()) if rule == "t3" else RULES[rule](evidence)
+
+
+def _plan_source(context: RunContext, name: str, part: int, selected: Selected) -> Path:
+    assert selected.rule is not None
+    directory = context.directory
+    return directory.evidence(name, part) if selected.weighs_sources else directory.samples(selected.rule, name, part)
+
+
+def _stream(
+    context: RunContext, archive: Archive, window: Window, selected: Selected, rows: NDArray[np.int64]
+) -> NDArray[np.int64] | None:
+    """Order of a window's rows in the stream that the method is to see; None for the order of arrival."""
+    order = parse_order(str(selected.settings.get("order", "arrival")))
+    if order.kind == "arrival":
+        return None
+    samples = window_samples(archive, window)
+    own = samples.take(pa.array(np.searchsorted(samples["row"].to_numpy(), rows)))
+    return stream_order(
+        order.kind,
+        labels_of(own),
+        batch_size=selected.whole("batch_size"),
+        # Windows are streams of their own: without their index, all would draw the same proportions.
+        seed=(context.manifest.seeds.order, window.index),
+        alpha=order.alpha,
+    )
+
+
 def _group(
-    kind: GroupingKind,
-    settings: Grouping,
+    selected: Selected,
     rows: NDArray[np.int64],
     lambdas: NDArray[np.float32],
     first_address: int,
+    order: NDArray[np.int64] | None,
 ) -> BatchPlan:
-    if kind == "arrival":
-        return arrival(rows, lambdas, batch_size=settings.batch_size, first_address=first_address)
+    kind = selected.method.grouping
     if kind == "sample":
         return by_lambda(rows, lambdas, batch_size=1)
-    if settings.tolerance is None:
-        return by_lambda(rows, lambdas, batch_size=settings.batch_size)
-    return within_tolerance(rows, lambdas, tolerance=settings.tolerance)
+    if kind == "mixture":
+        return by_mixture(rows, lambdas, clusters=selected.whole("clusters"))
+    batch_size = selected.whole("batch_size")
+    if kind == "arrival":
+        return arrival(rows, lambdas, batch_size=batch_size, first_address=first_address, order=order)
+    tolerance = selected.number_or_none("tolerance")
+    if tolerance is None:
+        return by_lambda(rows, lambdas, batch_size=batch_size)
+    return within_tolerance(rows, lambdas, tolerance=tolerance)

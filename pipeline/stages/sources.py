@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.archives.archive import Archive
 from pipeline.archives.medmnist import open_medmnist
 from pipeline.archives.npz import NpzSource
-from pipeline.archives.source import JSON, FirstImages, Source
+from pipeline.archives.source import JSON, ChosenImages, FirstImages, Source
 from pipeline.archives.synthetic import SyntheticSource
-from pipeline.errors import ArchiveError, ManifestError, PipelineError, ProblemsError, StaleCacheError
+from pipeline.coefficients.streams import dirichlet_shares
+from pipeline.errors import ArchiveError, ManifestError, PipelineError, ProblemsError, SourceError, StaleCacheError
 from pipeline.manifest import schema
 
 
@@ -17,9 +20,9 @@ def open_source(spec: schema.SourceSpec, data_root: str | None) -> Source:
     match spec:
         case schema.MedMNISTSource():
             root = Path(data_root) if data_root else None
-            return _limited(open_medmnist(spec.flag, spec.split, spec.size, root), spec.limit)
+            return _narrowed(open_medmnist(spec.flag, spec.split, spec.size, root), spec)
         case schema.NpzSource():
-            return _limited(NpzSource(Path(spec.path), spec.split, spec.class_names), spec.limit)
+            return _narrowed(NpzSource(Path(spec.path), spec.split, spec.class_names), spec)
         case schema.SyntheticSource():
             return SyntheticSource(
                 spec.count,
@@ -32,8 +35,17 @@ def open_source(spec: schema.SourceSpec, data_root: str | None) -> Source:
             )
 
 
-def _limited(source: Source, limit: int | None) -> Source:
-    return source if limit is None else FirstImages(source, limit)
+def _narrowed(source: NpzSource, spec: schema.MedMNISTSource | schema.NpzSource) -> Source:
+    """Of a file's split, what the manifest asks for: one site's share, and of that the first images."""
+    narrowed: Source = source
+    if spec.site is not None:
+        generator = np.random.default_rng(spec.site.seed)
+        try:
+            shares = dirichlet_shares(source.labels, spec.site.of, spec.site.alpha, generator)
+        except ValueError as error:
+            raise SourceError(f"{source.path}: split {spec.split!r} cannot be cut into sites: {error}") from error
+        narrowed = ChosenImages(source, shares[spec.site.index], {"site": spec.site.model_dump()})
+    return narrowed if spec.limit is None else FirstImages(narrowed, spec.limit)
 
 
 def open_sources(item: schema.EvaluationSet, data_root: str | None) -> Sequence[Source]:
@@ -92,11 +104,16 @@ def _declared_identity(spec: schema.SourceSpec) -> dict[str, JSON]:
     match spec:
         case schema.MedMNISTSource():
             suffix = "" if spec.size == 28 else f"_{spec.size}"
-            return {"kind": "npz", "file": f"{spec.flag}{suffix}.npz", "split": spec.split, "limit": spec.limit}
+            return _of_file(f"{spec.flag}{suffix}.npz", spec)
         case schema.NpzSource():
-            return {"kind": "npz", "file": Path(spec.path).name, "split": spec.split, "limit": spec.limit}
+            return _of_file(Path(spec.path).name, spec)
         case schema.SyntheticSource():
             return spec.model_dump()
+
+
+def _of_file(name: str, spec: schema.MedMNISTSource | schema.NpzSource) -> dict[str, JSON]:
+    site = None if spec.site is None else spec.site.model_dump()
+    return {"kind": "npz", "file": name, "split": spec.split, "limit": spec.limit, "site": site}
 
 
 def require_same_classes(where: str, sources: Sequence[Source]) -> None:

@@ -1,14 +1,17 @@
 """Schemas of the run's tables (DESIGN section 6) and the tables themselves, from arrays."""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.coefficients.divergence import Evidence, log_softmax, stored_divergence
+from pipeline.coefficients.divergence import log_softmax, stored_divergence
+from pipeline.coefficients.evidence import Evidence
 from pipeline.coefficients.grouping import BatchPlan
 from pipeline.coefficients.rules import Branch, Coefficients
+from pipeline.coefficients.sources import WeightsPlan
 
 REJECTS_SCHEMA = pa.schema([("row", pa.int64()), ("sample_id", pa.string()), ("reason", pa.string())])
 BRANCH_LABELS = [branch.label for branch in Branch]
@@ -16,25 +19,22 @@ BRANCH_LABELS = [branch.label for branch in Branch]
 
 def evidence_table(samples: pa.Table, evidence: Evidence) -> pa.Table:
     """Evidence of the samples (row, sample_id, label) of one part."""
-    return pa.table(
-        {
-            "row": samples["row"],
-            "sample_id": samples["sample_id"],
-            "label": samples["label"],
-            "logits_generalist": fixed_size_lists(evidence.logits_generalist),
-            "logits_expert": fixed_size_lists(evidence.logits_expert),
-            "entropy_generalist": evidence.entropy_generalist.astype(np.float32),
-            "entropy_expert": evidence.entropy_expert.astype(np.float32),
-            "js": stored_divergence(evidence.js),
-        }
-    )
+    columns = {name: samples[name] for name in ("row", "sample_id", "label")}
+    columns |= {f"logits_{name}": fixed_size_lists(logits) for name, logits in evidence.logits.items()}
+    columns |= {f"entropy_{name}": values.astype(np.float32) for name, values in evidence.entropies.items()}
+    return pa.table(columns if evidence.js is None else columns | {"js": stored_divergence(evidence.js)})
 
 
-def read_evidence(table: pa.Table) -> Evidence:
+def read_evidence(table: pa.Table, sources: Sequence[str]) -> Evidence:
     """Evidence from its table: figures are derived again from the stored logits, in float64."""
-    return Evidence.from_logits(
-        matrix_from_lists(table["logits_generalist"]), matrix_from_lists(table["logits_expert"])
-    )
+    logits = {name: matrix_from_lists(table[f"logits_{name}"]) for name in sources}
+    return Evidence.from_logits(logits, labels_of(table))
+
+
+def labels_of(table: pa.Table) -> NDArray[np.int64]:
+    """Labels [N], -1 where there is none."""
+    labels: NDArray[np.int64] = table["label"].fill_null(-1).to_numpy().astype(np.int64)
+    return labels
 
 
 def samples_table(evidence: pa.Table, coefficients: Coefficients) -> pa.Table:
@@ -51,17 +51,31 @@ def samples_table(evidence: pa.Table, coefficients: Coefficients) -> pa.Table:
     )
 
 
-def batches_table(plan: BatchPlan, first_address: int) -> pa.Table:
-    """Batch plan of one window. Batches are numbered from the window's first address: unique, whatever λ does."""
+def batches_table(plan: BatchPlan | WeightsPlan, first_address: int, *, is_pair: bool) -> pa.Table:
+    """Batch plan of one window. Batches are numbered from the window's first address: unique, whatever λ does.
+
+    With weights per source, λ is the expert's weight in the encoder where ``is_pair`` (the sources are just
+    generalist and expert), else null; the λ of single rows has no meaning then.
+    """
     rows = pa.ListArray.from_arrays(pa.array(plan.offsets.astype(np.int32)), pa.array(plan.rows))
+    absent = pa.nulls(len(plan), pa.float32())
+    if isinstance(plan, BatchPlan):
+        lambdas = {"lambda": plan.lam, "lambda_min": plan.lambda_min, "lambda_max": plan.lambda_max}
+        weights = {}
+    else:
+        lam = pa.array(plan.weights_encoder[:, 1]) if is_pair else absent
+        lambdas = {"lambda": lam, "lambda_min": absent, "lambda_max": absent}
+        weights = {
+            "weights_encoder": fixed_size_lists(plan.weights_encoder),
+            "weights_head": fixed_size_lists(plan.weights_head),
+        }
     return pa.table(
         {
             "batch": np.arange(first_address, first_address + len(plan), dtype=np.int64),
             "size": plan.sizes.astype(np.int32),
-            "lambda": plan.lam,
-            "lambda_min": plan.lambda_min,
-            "lambda_max": plan.lambda_max,
+            **lambdas,
             "rows": rows,
+            **weights,
         }
     )
 
@@ -74,14 +88,17 @@ def predictions_table(
     logits: NDArray[np.float32],
     class_names: list[str],
 ) -> pa.Table:
-    """Predictions for samples (row, sample_id, label), in the order given. ``batch`` None: no batch was formed."""
+    """Predictions for samples (row, sample_id, label), in the order given.
+
+    ``batch`` None: no batch was formed. ``lam`` is NaN where the weights were no λ, which is stored as null.
+    """
     predicted = logits.argmax(axis=1).astype(np.int32)
     return pa.table(
         {
             "row": samples["row"],
             "sample_id": samples["sample_id"],
             "batch": pa.nulls(len(samples), pa.int64()) if batch is None else pa.array(batch),
-            "lambda": lam,
+            "lambda": pa.array(lam, from_pandas=True),
             "prediction": predicted,
             "class_name": pa.array(class_names).take(pa.array(predicted)),
             "probabilities": fixed_size_lists(np.exp(log_softmax(logits)).astype(np.float32)),

@@ -54,7 +54,10 @@ class Ledger:
 
     def as_json(self) -> dict[str, Any]:
         """Counts (every name present, zero where nothing happened) and seconds by phase."""
-        counts: dict[str, Any] = {name: {model: self.per_model[name][model] for model in MODELS} for name in PER_MODEL}
+        counts: dict[str, Any] = {}
+        for name, by_model in self.per_model.items():
+            models = [*MODELS, *sorted(by_model.keys() - set(MODELS))]
+            counts[name] = {model: by_model[model] for model in models}
         counts |= {name: self.totals[name] for name in TOTALS}
         return {"counts": counts, "seconds": {name: round(value, 6) for name, value in sorted(self.seconds.items())}}
 

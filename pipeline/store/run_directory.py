@@ -13,7 +13,7 @@ from pipeline.store.fingerprints import digest_json
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A rule, grouping or method at given settings.
+    """A rule, grouping or method at given settings, and those among them that are ``changed`` from their defaults.
 
     ``folder`` is the plain name at default settings, else the name, ``@`` and 8 hex digits of the settings: another γ
     is another folder, not a conflict.
@@ -21,12 +21,12 @@ class Variant:
 
     name: str
     settings: Mapping[str, Any]
-    is_default: bool
+    changed: Mapping[str, Any]
 
     @property
     def folder(self) -> str:
         """Name of the folder that holds this variant's tables."""
-        return self.name if self.is_default else f"{self.name}@{digest_json(dict(self.settings))[:8]}"
+        return f"{self.name}@{digest_json(dict(self.settings))[:8]}" if self.changed else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,18 @@ class RunDirectory:
         """What one part cost. ``stage`` is ``precompute`` or ``infer/<method>``."""
         return self.root / "ledger" / stage / evaluation_set / f"part-{part:05d}.json"
 
+    def merged(self, method: Variant) -> Path:
+        """Weights of a static merge, one model for the whole run."""
+        return self.root / "merged" / method.folder / "weights.safetensors"
+
+    def merged_head(self, method: Variant, evaluation_set: str) -> Path:
+        """Classification head of a static merge for one evaluation set."""
+        return self.root / "merged" / method.folder / evaluation_set / part_name(0)
+
+    def grid(self, method: Variant, evaluation_set: str, part: int) -> Path:
+        """Logits of one archive part at every λ of a grid."""
+        return self.root / "grid" / method.folder / evaluation_set / part_name(part)
+
     def rejects(self, stage: str, evaluation_set: str, part: int) -> Path:
         """Images that a stage could not use, with the reason."""
         return self.root / "rejects" / stage / evaluation_set / part_name(part)
@@ -92,8 +104,9 @@ class RunDirectory:
     def write_variant(self, folder: Path, variant: Variant) -> None:
         """Spell out a variant's settings in a JSON file beside its folder, unless they are the defaults."""
         path = folder.parent / f"{folder.name}.json"
-        if not variant.is_default and not path.exists():
-            write_json(path, {"name": variant.name, "settings": dict(variant.settings)})
+        content = {"name": variant.name, "settings": dict(variant.settings), "changed": dict(variant.changed)}
+        if variant.changed and not path.exists():
+            write_json(path, content)
 
 
 def part_name(part: int) -> str:

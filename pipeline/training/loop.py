@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
+from pipeline.models.checkpoints import published_layout
 from pipeline.models.numeric_kind import measure_numeric_kind
 from pipeline.store.fingerprints import Fingerprint
 from pipeline.store.lease import hold_lease
 from pipeline.training.batches import epoch_batches, generator_for, seed_for, steps_per_epoch
 from pipeline.training.card import check_names, training_card, training_inputs
-from pipeline.training.objective import VALIDATION_BATCH, Objective, Tokenizer, clamp_logit_scale
+from pipeline.training.objective import VALIDATION_BATCH, Objective, Tokenizer, clamp_logit_scale, require_head_classes
 from pipeline.training.settings import TrainingSet, TrainingSettings
 from pipeline.training.state import EpochRecord, TrainingFiles, TrainingState, best_epoch
 
@@ -50,7 +51,7 @@ class TrainingResult:
 
 def train(
     model: nn.Module,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     sets: Sequence[TrainingSet],
     settings: TrainingSettings,
     *,
@@ -68,7 +69,8 @@ def train(
     goes on after the last whole epoch and, within one numeric kind on CPU, commits the bytes of an undisturbed run.
     ``card`` is a JSON object that says what the model is: ``architecture`` and ``preprocessing`` as
     :func:`pipeline.models.checkpoints.load_checkpoint` reads them, and where the initial weights came from; it and
-    those weights are part of the fingerprint. ``tokenizer`` is open_clip's, which takes ``context_length``.
+    those weights are part of the fingerprint. ``tokenizer`` is open_clip's, which takes ``context_length``; a
+    :class:`~pipeline.models.classifiers.LinearClassifier` needs none, and its file has the names that timm loads.
     Afterwards ``model`` holds the best epoch, except that an up-to-date result leaves it untouched: read the weights
     from ``output``.
 
@@ -79,11 +81,12 @@ def train(
     RunDirectoryError
         Another process is training the same ``output``.
     TrainingError
-        The loss or the weights are not finite, or a prompt or an image does not fit the model.
+        The loss or the weights are not finite, or a prompt, an image or the classes do not fit the model.
     """
     device = torch.device(device)
     assert "training" not in card, "the card's training entry is written here"
     check_names(sets)
+    require_head_classes(model, sets)
     with _threads(settings.threads):
         model.to(device=device, dtype=torch.float32)
         kind = measure_numeric_kind(device, precision="fp32", tile=VALIDATION_BATCH)
@@ -100,7 +103,7 @@ def train(
             trainer = _Trainer(model, objectives, sizes, settings, files, device)
             trainer.run(progress, epoch_done)
             full_card = {**card, "training": training_card(sets, settings, files.fingerprint, trainer.curve)}
-            files.commit(trainer.best_model, full_card, trainer.curve)
+            files.commit(published_layout(model, trainer.best_model), full_card, trainer.curve)
         model.load_state_dict(trainer.best_model)
     return TrainingResult(output, full_card, up_to_date=False)
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import StaleCacheError, TrainingError
+from pipeline.models.checkpoints import write_checkpoint
 from pipeline.models.publications import CARD_KEY
 from pipeline.store.files import write_atomically, write_json
 from pipeline.store.fingerprints import Fingerprint
@@ -126,9 +126,7 @@ class TrainingFiles:
         """Write the card, then the checkpoint that makes the training finished, then remove the state."""
         seconds = {"seconds_per_epoch": [record.seconds for record in curve]}
         write_json(self.card_path, {**card, **seconds})
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-        metadata = {CARD_KEY: json.dumps(card, sort_keys=True, ensure_ascii=False)}
-        write_atomically(self.output, lambda path: save_file(tensors, path, metadata=metadata))
+        write_checkpoint(self.output, weights, {CARD_KEY: json.dumps(card, sort_keys=True, ensure_ascii=False)})
         self.remove_state()
 
     def remove_state(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.coefficients.grouping import BatchPlan, arrival, by_lambda, within_tolerance
+from pipeline.coefficients.grouping import BatchPlan, arrival, by_lambda, by_mixture, within_tolerance
 
 Samples = tuple[np.ndarray, np.ndarray]
 FIRST = 512
@@ -73,6 +73,26 @@ def test_a_range_without_rows_makes_no_batch() -> None:
     plan = arrival(rows, np.array([0.25, 0.75], np.float32), batch_size=4, first_address=FIRST)
     assert batches_of(plan) == [[FIRST], [FIRST + 9]]
     assert plan.lam.tolist() == [0.25, 0.75]
+
+
+@given(window(), st.integers(1, 40), st.randoms(use_true_random=False))
+def test_reordered_rows_are_cut_along_the_stream_whatever_their_addresses(
+    samples: Samples, batch_size: int, random: object
+) -> None:
+    order = list(range(len(samples[0])))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    plan = arrival(*samples, batch_size=batch_size, first_address=FIRST, order=np.array(order, np.int64))
+    stream = [int(samples[0][position]) for position in order]
+    assert batches_of(plan) == [stream[i : i + batch_size] for i in range(0, len(stream), batch_size)]
+    assert_columns_describe_the_batches(plan, samples)
+    assert_lambda_is_the_mean(plan, samples)
+
+
+@pytest.mark.parametrize("order", [[0, 1], [0, 1, 1], [1, 2, 3]])
+def test_an_order_that_would_lose_or_repeat_a_row_is_a_defect(order: list[int]) -> None:
+    rows = np.arange(FIRST, FIRST + 3)
+    with pytest.raises(AssertionError, match="permutation"):
+        arrival(rows, np.zeros(3, np.float32), batch_size=2, first_address=FIRST, order=np.array(order))
 
 
 @given(window(), st.integers(1, 40))
@@ -155,14 +175,47 @@ def test_there_are_as_few_batches_as_the_tolerance_allows(seed: int) -> None:
     assert len(plan) == fewest_batches(lambdas, tolerance)
 
 
+@given(window(), st.integers(1, 6))
+def test_mixture_batches_are_ordered_by_lambda_inside_and_out(samples: Samples, clusters: int) -> None:
+    plan = by_mixture(*samples, clusters=clusters)
+    assert len(plan) <= clusters
+    assert_columns_describe_the_batches(plan, samples)
+    assert_lambda_is_the_mean(plan, samples)
+    assert (np.diff(plan.lam) >= 0).all()
+    lam_of = dict(zip(*(column.tolist() for column in samples), strict=True))
+    for batch in batches_of(plan):
+        assert batch == sorted(batch, key=lambda row: (lam_of[row], row))
+
+
+def test_each_cluster_of_lambda_is_one_batch() -> None:
+    """T³'s λ': generalist confident, none, expert confident; the rows are dealt out over the three in turn."""
+    rng = np.random.default_rng(0)
+    rows = np.arange(FIRST, FIRST + 3000)
+    lambdas = np.select(
+        [rows % 3 == 0, rows % 3 == 1], [rng.uniform(0, 0.16, 3000), rng.uniform(0.5, 0.66, 3000)], 1.0
+    ).astype(np.float32)
+    plan = by_mixture(rows, lambdas, clusters=3)
+    assert [sorted(batch) for batch in batches_of(plan)] == [rows[rows % 3 == i].tolist() for i in range(3)]
+    assert plan.lam[2] == 1.0
+
+
+def test_a_mixture_has_no_more_batches_than_distinct_lambdas() -> None:
+    lambdas = np.array([1.0, 0.25, 1.0, 0.25], np.float32)
+    plan = by_mixture(np.arange(4), lambdas, clusters=5)
+    assert batches_of(plan) == [[1, 3], [0, 2]]
+    assert plan.lam.tolist() == [0.25, 1.0]
+
+
 @pytest.mark.parametrize(
     "group",
     [
         lambda rows, lambdas: arrival(rows, lambdas, batch_size=4, first_address=0),
+        lambda rows, lambdas: arrival(rows, lambdas, batch_size=4, first_address=0, order=np.empty(0, np.int64)),
         lambda rows, lambdas: by_lambda(rows, lambdas, batch_size=4),
+        lambda rows, lambdas: by_mixture(rows, lambdas, clusters=3),
         lambda rows, lambdas: within_tolerance(rows, lambdas, tolerance=0.1),
     ],
-    ids=["arrival", "by_lambda", "within_tolerance"],
+    ids=["arrival", "arrival-ordered", "by_lambda", "by_mixture", "within_tolerance"],
 )
 def test_no_rows_make_no_batches(group: Callable[[np.ndarray, np.ndarray], BatchPlan]) -> None:
     plan = group(np.empty(0, np.int64), np.empty(0, np.float32))
@@ -179,5 +232,6 @@ def test_the_plan_depends_on_rows_and_lambdas_not_on_their_order(
     random.shuffle(order)  # type: ignore[attr-defined]
     shuffled = samples[0][order], samples[1][order]
     assert batches_of(by_lambda(*shuffled, batch_size=8)) == batches_of(by_lambda(*samples, batch_size=8))
+    assert batches_of(by_mixture(*shuffled, clusters=3)) == batches_of(by_mixture(*samples, clusters=3))
     tolerant = within_tolerance(*shuffled, tolerance=tolerance)
     assert batches_of(tolerant) == batches_of(within_tolerance(*samples, tolerance=tolerance))

@@ -28,7 +28,7 @@ from pipeline.drivers.summary import Summary
 from pipeline.engines.engine import Job
 from pipeline.engines.local import LocalEngine
 from pipeline.manifest import Manifest, load_manifest
-from pipeline.stages.variants import grouping_variant, method_variant, rule_variant
+from pipeline.stages.selection import Selected, select_methods
 from pipeline.stages.work import Report
 
 MANIFEST = "study.yaml"
@@ -139,22 +139,34 @@ def read_parts(folder: Path) -> pa.Table:
     return pa.concat_tables([pq.ParquetFile(path).read().replace_schema_metadata() for path in paths])
 
 
+def selected(manifest: Manifest, method: str) -> Selected:
+    """A method at the manifest's settings."""
+    return select_methods(manifest, [method])[0]
+
+
+def rule_folder(manifest: Manifest, method: str) -> Path:
+    rule = selected(manifest, method).rule
+    assert rule is not None
+    return Path(manifest.output) / "coefficients" / rule.folder
+
+
 def read_evidence(manifest: Manifest, name: str = "cells") -> pa.Table:
     return read_parts(Path(manifest.output) / "evidence" / name)
 
 
 def read_samples(manifest: Manifest, name: str = "cells") -> pa.Table:
-    rule = rule_variant(manifest.coefficient).folder
-    return read_parts(Path(manifest.output) / "coefficients" / rule / name / "samples")
+    return read_parts(rule_folder(manifest, "t3") / name / "samples")
 
 
 def read_batches(manifest: Manifest, kind: Any, name: str = "cells") -> pa.Table:
-    rule, grouping = rule_variant(manifest.coefficient).folder, grouping_variant(kind, manifest.grouping).folder
-    return read_parts(Path(manifest.output) / "coefficients" / rule / name / "batches" / grouping)
+    method = {"sample": "t3", "arrival": "t3-batch", "lambda": "t3-lambda"}[kind]
+    grouping = selected(manifest, method).grouping
+    assert grouping is not None
+    return read_parts(rule_folder(manifest, method) / name / "batches" / grouping.folder)
 
 
 def predictions_folder(manifest: Manifest, method: str, name: str = "cells") -> Path:
-    return Path(manifest.output) / "predictions" / method_variant(method, manifest).folder / name
+    return Path(manifest.output) / "predictions" / selected(manifest, method).key / name
 
 
 def read_predictions(manifest: Manifest, method: str, name: str = "cells") -> pa.Table:

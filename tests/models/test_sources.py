@@ -1,4 +1,4 @@
-"""Pairs that must not be merged, each refused with a line that says why, before any hour is spent."""
+"""Sources that must not be merged, each refused with a line that says why, before any hour is spent."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline.errors import CheckpointError, ProblemsError
-from pipeline.models.pair import Pair, load_pair
+from pipeline.models.sources import SourceModels, load_sources
 from tests.models.factory import TINY, State, changed, random_state, write_checkpoint, write_config
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -21,8 +22,8 @@ class Files:
     generalist: Path
     expert: Path
 
-    def load(self) -> Pair:
-        return load_pair(str(self.config), str(self.generalist), str(self.expert))
+    def load(self) -> SourceModels:
+        return load_sources(str(self.config), {"generalist": str(self.generalist), "expert": str(self.expert)})
 
     def problems(self) -> tuple[str, ...]:
         with pytest.raises(ProblemsError) as caught:
@@ -69,10 +70,12 @@ def test_a_fitting_pair_is_loaded_with_weights_digests_and_preprocessing(
     write: Callable[..., Files], states: tuple[State, State]
 ) -> None:
     pair = write().load()
-    for found, given in zip((pair.generalist, pair.expert), states, strict=True):
+    assert pair.names == ("generalist", "expert")
+    for found, given in zip(pair.states.values(), states, strict=True):
         assert found.keys() == given.keys()
         assert all(torch.equal(found[key], given[key]) for key in given)
-    assert len({pair.generalist_digest, pair.expert_digest}) == 2
+    assert [*pair.digests] == ["generalist", "expert"]
+    assert len(set(pair.digests.values())) == 2
     assert (pair.preprocessing.geometry.height, pair.preprocessing.geometry.width) == (28, 28)
     assert pair.preprocessing.mean == OPENAI_MEAN
 
@@ -207,4 +210,73 @@ def test_an_unreadable_end_does_not_hide_the_other_ends_problems(tmp_path: Path,
 
 def test_an_unknown_architecture_is_refused_before_weights_are_read(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"pair\.architecture: 'ViT-B-23' .*did you mean"):
-        load_pair("ViT-B-23", str(tmp_path / "absent.pt"), str(tmp_path / "absent.pt"))
+        load_sources("ViT-B-23", {"generalist": str(tmp_path / "absent.pt")})
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory, states: tuple[State, State]) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("three")
+    third = random_state(write_config(folder), seed=3)
+    given = dict(zip(("site-c", "site-a", "site-b"), (*states, third), strict=True))
+    return {name: write_checkpoint(folder / f"{name}.safetensors", state) for name, state in given.items()}
+
+
+def references(files: dict[str, Path], **others: Path) -> dict[str, str]:
+    return {name: str(path) for name, path in {**files, **others}.items()}
+
+
+def three_problems(config: Path, files: dict[str, str]) -> tuple[str, ...]:
+    with pytest.raises(ProblemsError) as caught:
+        load_sources(str(config), files, "sources")
+    return caught.value.problems
+
+
+def test_any_number_of_sources_is_loaded_in_the_manifests_order(tmp_path: Path, three: dict[str, Path]) -> None:
+    config = write_config(tmp_path)
+    for count in (1, 2, 3):
+        names = [*three][:count]
+        models = load_sources(str(config), references({name: three[name] for name in names}), "sources")
+        assert models.names == tuple(names)
+        for name in names:
+            given = load_file(three[name])
+            assert all(torch.equal(models.states[name][key], given[key]) for key in given)
+        assert len(set(models.digests.values())) == count
+
+
+def test_each_unfit_source_is_named_by_its_manifest_key(tmp_path: Path, three: dict[str, Path]) -> None:
+    config = write_config(tmp_path)
+    other = write_config(tmp_path, changed(TINY, vision_cfg__layers=3), "other.json")
+    deeper = write_checkpoint(tmp_path / "deeper.safetensors", random_state(other, seed=4))
+    first, second = three_problems(config, references(three, **{"site-a": deeper, "site-b": tmp_path / "absent.pt"}))
+    assert first.startswith(f"sources.models.site-a: {deeper}: does not fit architecture 'tiny.json': 0 missing keys")
+    assert second.startswith(f"sources.models.site-b: {tmp_path / 'absent.pt'}: no such checkpoint")
+
+
+def test_a_source_that_contradicts_the_first_one_that_states_something_is_named(
+    tmp_path: Path, three: dict[str, Path]
+) -> None:
+    """The first source states nothing here: agreement with it alone would say nothing."""
+    cards = {"site-a": {"preprocessing": {"mean": [0.5] * 3}}, "site-b": {"preprocessing": {"mean": [0.4] * 3}}}
+    stating = {
+        name: write_checkpoint(tmp_path / f"{name}.safetensors", load_file(three[name]), card)
+        for name, card in cards.items()
+    }
+    (problem,) = three_problems(write_config(tmp_path), references(three, **stating))
+    assert problem == (
+        "sources: preprocessing differs: mean is [0.5, 0.5, 0.5] for 'site-a' and [0.4, 0.4, 0.4] for 'site-b'; "
+        "all must see the same pixels"
+    )
+
+
+def test_an_unknown_architecture_of_sources_is_named_by_their_section() -> None:
+    with pytest.raises(CheckpointError, match=r"^sources\.architecture: 'ViT-B-23' .*did you mean"):
+        load_sources("ViT-B-23", {"site-a": "absent.pt"}, "sources")
+
+
+def test_a_single_model_keeps_architecture_and_preprocessing(tmp_path: Path, three: dict[str, Path]) -> None:
+    models = load_sources(str(write_config(tmp_path)), references(three), "sources")
+    single = models.with_single("soup", models.states["site-b"])
+    assert single.names == ("soup",)
+    assert single.digests == {"soup": models.digests["site-b"]}
+    assert (single.architecture, single.preprocessing) == (models.architecture, models.preprocessing)
+    assert models.names == tuple(three)

@@ -1,0 +1,61 @@
+"""Entries of ``methods``: the name of a method, or a mapping of its name and settings."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pipeline.methods import METHODS, Method, is_user_rule, source_method, user_method
+from pipeline.settings import Value
+
+USER_RULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(-batch|-lambda|-mixture)?")
+
+
+def check_entry(entry: str | Mapping[str, Any], sources: Iterable[str]) -> tuple[Method, dict[str, Value]]:
+    """Method and settings that one entry of ``methods`` names: a name, or a mapping of ``name`` and settings.
+
+    ValueError, with the nearest known word, for an unknown method or setting, and for a value out of range.
+    """
+    if isinstance(entry, str):
+        return find_method(entry, sources), {}
+    if not isinstance(entry.get("name"), str):
+        raise ValueError(f"name is required, got {dict(entry)!r}")  # noqa: TRY004 - as pydantic wants it
+    method = find_method(entry["name"], sources)
+    return method, check_settings(method, {key: value for key, value in entry.items() if key != "name"})
+
+
+def check_settings(method: Method, given: Mapping[str, Any]) -> dict[str, Value]:
+    """Values of a method's settings, checked; a user's rule may have settings that only it knows."""
+    known = {setting.name: setting for setting in method.settings}
+    values: dict[str, Value] = {}
+    for name, value in given.items():
+        if name in known:
+            try:
+                values[name] = known[name].parse(value)
+            except ValueError as error:
+                raise ValueError(f"{method.name}: {error}") from None
+        elif method.rule is not None and is_user_rule(method.rule) and isinstance(value, int | float | str):
+            values[name] = value
+        else:
+            listed = ", ".join(known) or "none"
+            raise ValueError(f"{method.name} has no setting {name!r}{did_you_mean(name, known)}; known: {listed}")
+    return values
+
+
+def find_method(name: str, sources: Iterable[str]) -> Method:
+    """The method of this name, a source's plain model, or one of a user's rule; ValueError with the nearest name."""
+    if name in sources and name not in METHODS:
+        return source_method(name)
+    if USER_RULE.fullmatch(name):
+        return user_method(name)
+    if name not in METHODS:
+        known = [*METHODS, *(source for source in sources if source not in METHODS)]
+        msg = f"unknown method {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
+        raise ValueError(msg)
+    return METHODS[name]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``; did you mean ...?`` with the nearest of ``known``, or nothing when none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
