@@ -138,12 +138,15 @@ def infer(
 
 
 @app.command()
-def evaluate(run: RunPath, as_json: Json = False) -> None:
-    """Accuracy, balanced accuracy and Err of every method on every evaluation set."""
-    from pipeline.results.metrics import evaluate_run
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, as `precompute` wrote them.")],
+    as_json: Json = False,
+) -> None:
+    """Accuracy, balanced accuracy and Err of every method on every evaluation set, of all runs in one table."""
+    from pipeline.results.metrics import evaluate_runs
     from pipeline.results.tables import results_json, results_table
 
-    frame = evaluate_run(run)
+    frame = evaluate_runs(runs)
     if as_json:
         _print_json(results_json(frame))
     else:
@@ -162,12 +165,12 @@ def report(run: RunPath) -> None:
 def methods(as_json: Json = False) -> None:
     """List every method: formula, cost class, what it needs, settings with defaults, source."""
     from pipeline.methods import METHODS
-    from pipeline.results.methods import methods_table
+    from pipeline.results.methods import methods_text
 
     if as_json:
         _print_json([method.as_json() for method in METHODS.values()])
     else:
-        Console().print(methods_table(METHODS.values()))
+        print(methods_text(METHODS.values()))
 
 
 @app.command()

@@ -138,9 +138,7 @@ ALPHA = Setting("alpha", 0.5, "weight of the expert", minimum=0, maximum=1)
 _SCALE = "factor on the task vectors"
 
 _OTHERS = (
-    Method(
-        "generalist", "source", "0", "p_pt; read from evidence, no forward", "the pretrained model", (GENERALIST,)
-    ),
+    Method("generalist", "source", "0", "p_pt; read from evidence, no forward", "the pretrained model", (GENERALIST,)),
     Method("expert", "source", "0", "p_ft; read from evidence, no forward", "the fine-tuned model", (EXPERT,)),
     Method(
         "ensemble",

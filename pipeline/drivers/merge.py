@@ -33,7 +33,7 @@ def merge(
     models = open_models(manifest)
     merged = merge_statically(models, selected, manifest.prompts.text_tower)
     state = merged.state
-    card = {
+    card: dict[str, Any] = {
         "architecture": models.architecture.config,
         "preprocessing": models.preprocessing.as_open_clip(),
         "merge": {
@@ -45,6 +45,8 @@ def merge(
         },
         "digest": digest_weights(state),
     }
+    if models.class_names is not None:
+        card["class_names"] = list(models.class_names)
     write_checkpoint(
         out, published_layout(models.model, state), {CARD_KEY: json.dumps(card, sort_keys=True, ensure_ascii=False)}
     )

@@ -52,7 +52,7 @@ def open_run(
         _user_rules(selected, {len(archive.class_names) for archive in archives.values()}),
     )
     for name, archive in archives.items():
-        _check_class_count(models, name, context.class_names(name, archive))
+        _check_classes(models, name, context.class_names(name, archive))
     _check_kind(context)
     return context, models
 
@@ -133,12 +133,19 @@ def _user_rules(selected: Sequence[Selected], classes: set[int]) -> dict[str, Us
     return rules
 
 
-def _check_class_count(models: SourceModels, name: str, class_names: Sequence[str]) -> None:
-    """A classifier's head has as many classes as it was trained with, whatever the set's names are."""
-    if isinstance(models.architecture, ClassifierArchitecture) and models.architecture.classes != len(class_names):
+def _check_classes(models: SourceModels, name: str, class_names: Sequence[str]) -> None:
+    """A linear head has the classes that it was trained with, in their order, whatever a set calls its own."""
+    if not isinstance(models.architecture, ClassifierArchitecture):
+        return
+    if models.architecture.classes != len(class_names):
         raise ManifestError(
             f"evaluation set {name!r}: has {len(class_names)} classes, but the models' heads have "
             f"{models.architecture.classes}; score it with models of its own classes"
+        )
+    if models.class_names is not None and models.class_names != tuple(class_names):
+        raise ManifestError(
+            f"evaluation set {name!r}: its classes are {', '.join(class_names)}, but the models' heads were trained on "
+            f"{', '.join(models.class_names)}, in this order; labels would be mixed up"
         )
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,15 @@ PREPROCESSING_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """What is stated; None or empty where nothing is. ``preprocessing`` has open_clip's keys."""
+    """What is stated; None or empty where nothing is. ``preprocessing`` has open_clip's keys.
+
+    ``class_names`` are those of a linear head, in the order of its outputs.
+    """
 
     quick_gelu: bool | None = None
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     architecture: Mapping[str, Any] | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 def read_publication(reference: str, architecture: AnyArchitecture) -> Publication:
@@ -44,7 +48,10 @@ def read_publication(reference: str, architecture: AnyArchitecture) -> Publicati
         return _from_parts(published.get("model_cfg"), published.get("preprocess_cfg"))
     if is_file_reference(reference):
         card = read_card(Path(reference))
-        return _from_parts(card.get("architecture"), card.get("preprocessing"))
+        publication = _from_parts(card.get("architecture"), card.get("preprocessing"))
+        if isinstance(architecture, ClassifierArchitecture) and (names := _head_classes(card)):
+            return replace(publication, class_names=names)
+        return publication
     tag = tag_configuration(reference, architecture)
     preprocessing = {key: tag[key] for key in PREPROCESSING_KEYS if key in tag}
     return Publication(quick_gelu=bool(tag.get("quick_gelu", False)), preprocessing=preprocessing)
@@ -87,6 +94,12 @@ def _from_parts(architecture: Mapping[str, Any] | None, preprocessing: Mapping[s
     if architecture is not None and "vision_cfg" in architecture:  # a classifier's configuration has no such question
         quick_gelu = bool(architecture.get("quick_gelu", False))
     return Publication(quick_gelu, dict(preprocessing or {}), architecture)
+
+
+def _head_classes(card: Mapping[str, Any]) -> tuple[str, ...]:
+    """Classes that a linear head was trained on: all its training sets have the same; none where no card tells."""
+    sets = card.get("training", {}).get("sets", [])
+    return tuple(sets[0]["class_names"]) if sets else tuple(card.get("class_names", ()))
 
 
 def _hub_configuration(reference: str) -> dict[str, Any]:

@@ -21,7 +21,8 @@ class SourceModels:
     """Corners of the simplex in weight space: the module that all sources share, and what each of them holds.
 
     ``states`` and ``digests`` are by source name, in the manifest's order; states are float32 on the CPU, in the
-    module's key layout. The module's own values are not used.
+    module's key layout. The module's own values are not used. ``class_names`` are those of the linear heads, in the
+    order of their outputs, None where no card states them.
     """
 
     architecture: AnyArchitecture
@@ -29,6 +30,7 @@ class SourceModels:
     states: Mapping[str, Mapping[str, Tensor]]
     digests: Mapping[str, str]
     preprocessing: Preprocessing
+    class_names: tuple[str, ...] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -78,6 +80,7 @@ def load_sources(
         states={name: checkpoint.state for name, checkpoint in loaded.items()},
         digests={name: checkpoint.digest() for name, checkpoint in loaded.items()},
         preprocessing=shape.preprocessing(model, stated_preprocessing([*publications.values()])),
+        class_names=next((found.class_names for found in publications.values() if found.class_names), None),
     )
 
 
@@ -89,10 +92,19 @@ def _partner_problems(section: str, publications: Mapping[str, Publication]) -> 
         for name, publication in publications.items()
         if publication.architecture is not None
     }
+    classes = {
+        name: {"class names": list(publication.class_names)}
+        for name, publication in publications.items()
+        if publication.class_names is not None
+    }
     return [
-        f"{section}: preprocessing differs: {difference}; all must see the same pixels"
-        for difference in _differences(section, preprocessing)
-    ] + [f"{section}: tokenizer differs: text_cfg.{difference}" for difference in _differences(section, texts)]
+        *(
+            f"{section}: preprocessing differs: {difference}; all must see the same pixels"
+            for difference in _differences(section, preprocessing)
+        ),
+        *(f"{section}: tokenizer differs: text_cfg.{difference}" for difference in _differences(section, texts)),
+        *(f"{section}: heads differ: {difference}" for difference in _differences(section, classes)),
+    ]
 
 
 def _differences(section: str, stated: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -1,27 +1,37 @@
-"""The table of methods for people."""
+"""The table of methods for people: a paragraph each, as wide as the terminal."""
 
+import shutil
 from collections.abc import Iterable
+from textwrap import fill
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
+from pipeline.methods import GROUPINGS, METHODS, Method
 
-from pipeline.methods import Method
-
-
-def methods_table(methods: Iterable[Method]) -> Table:
-    """One row a method: cost class, what it needs, settings with defaults, formula and source."""
-    table = Table(title="Methods", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_lines=True)
-    table.add_column("Method", no_wrap=True, style="bold")
-    table.add_column("Cost", no_wrap=True)
-    for title in ("Formula, source", "Needs", "Settings"):
-        table.add_column(title, overflow="fold")
-    for method in methods:
-        settings = ", ".join(f"{setting.name}={_shown(setting.default)}" for setting in method.settings)
-        about = Text.assemble(method.formula, ("\n" + method.source, "dim"))
-        table.add_row(Text(method.name), method.cost, about, ", ".join(method.needs), settings)
-    return table
+INDENT = "    "
 
 
-def _shown(value: object) -> str:
-    return "null" if value is None else str(value)
+def methods_text(methods: Iterable[Method]) -> str:
+    """Name, cost class and needs of each method, then its formula, settings with defaults, and source."""
+    width = max(60, shutil.get_terminal_size().columns)
+    return "\n".join("\n".join(_paragraph(method, width)) for method in methods)
+
+
+def _paragraph(method: Method, width: int) -> list[str]:
+    needs = f"needs {', '.join(method.needs)}" if method.needs else ""
+    lines = [f"{method.name:<26}{method.cost:<8}{needs}".rstrip(), *_wrapped(_formula(method), width)]
+    if method.settings:
+        settings = ", ".join(
+            f"{setting.name}={'null' if setting.default is None else setting.default}" for setting in method.settings
+        )
+        lines += _wrapped(settings, width)
+    return [*lines, *_wrapped(method.source, width)]
+
+
+def _formula(method: Method) -> str:
+    """The formula, short where the rule has been spelled out for single samples already."""
+    if method.grouping in {None, "sample"} or method.rule not in METHODS or method.rule == method.name:
+        return method.formula
+    return f"λ as {method.rule}; {GROUPINGS[method.grouping].remark}"
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return fill(text, width, initial_indent=INDENT, subsequent_indent=INDENT).splitlines()

@@ -6,6 +6,7 @@ and the same rows for all methods of an evaluation set as in its evidence.
 Shape legend: C classes; in ``confusion_CC`` the first axis is the true class, the second the predicted one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -114,6 +115,21 @@ def evaluate_run(run: Path) -> pl.DataFrame:
     }
     write_table(run / "metrics.parquet", table, Fingerprint(inputs | {"conditions": digest_json(condition_of)}))
     return cast(pl.DataFrame, pl.from_arrow(table))
+
+
+def evaluate_runs(runs: Sequence[Path]) -> pl.DataFrame:
+    """Metrics of several runs as one frame, each written to its own run as :func:`evaluate_run` does.
+
+    Where two runs have an evaluation set of the same name, all sets are called ``run/set``.
+    """
+    frames = [evaluate_run(run) for run in runs]
+    named = [name for frame in frames for name in frame["evaluation_set"].unique().to_list()]
+    if len(set(named)) < len(named):
+        frames = [
+            frame.with_columns(pl.format("{}/{}", pl.lit(run.name), pl.col("evaluation_set")).alias("evaluation_set"))
+            for run, frame in zip(runs, frames, strict=True)
+        ]
+    return pl.concat(frames)
 
 
 def score(tally: Tally, generalist: Tally | None) -> dict[str, Any]:
