@@ -11,7 +11,8 @@ log and exits as the job did. Nothing is uploaded: manifest, archives, checkpoin
 on storage that every node and this machine see.
 
   --address URL   job server of the cluster's head; else RAY_API_SERVER_ADDRESS
-  OPTIONS         --workers N, --output RUN, --data-root FOLDER for both stages; --method NAME for infer, repeatable
+  OPTIONS         --workers N, --output RUN, --data-root FOLDER, --allow-code for both stages; --method NAME for
+                  infer, repeatable
 
 A cluster with token authentication needs RAY_AUTH_MODE=token and the cluster's token in RAY_AUTH_TOKEN,
 in a file named by RAY_AUTH_TOKEN_PATH, or in ~/.ray/auth_token. See jobs/README.md.

@@ -49,6 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--method", action="append", default=[])
+    parser.add_argument("--allow-code", action="store_true")
     options = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
     try:
@@ -72,7 +73,8 @@ def entrypoint(options: argparse.Namespace) -> str:
     root = [] if options.data_root is None else ["--data-root", str(options.data_root.resolve())]
     workers = [] if options.workers is None else ["--workers", str(options.workers)]
     methods = [word for name in options.method for word in ("--method", name)]
-    common = [manifest, *workers, *output, *root]
+    code = ["--allow-code"] if options.allow_code else []
+    common = [manifest, *workers, *output, *root, *code]
     if output:
         run = shlex.quote(output[1])
     else:

@@ -87,9 +87,7 @@ T3_SETTINGS = (
 )
 
 BATCH_SIZE = Setting("batch_size", 32, "rows per batch", minimum=1, maximum=65_536)
-ORDER = Setting(
-    "order", "arrival", "stream: arrival, iid, dirichlet(ALPHA) or temporal", check=lambda text: parse_order(str(text))
-)
+ORDER = Setting("order", "arrival", "stream: arrival, iid, dirichlet(ALPHA) or temporal", check=parse_order)
 TOLERANCE = Setting(
     "tolerance", None, "largest |λ_i - λ_b|; null: batches of batch_size, mean λ", minimum=0, maximum=1, number=float
 )

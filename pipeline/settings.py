@@ -24,7 +24,7 @@ class Setting:
     maximum: float | None = None
     above: float | None = None
     choices: tuple[str, ...] = ()
-    check: Callable[[Value], object] | None = None
+    check: Callable[[str], object] | None = None
     number: type | None = None
 
     def parse(self, given: object) -> Value:

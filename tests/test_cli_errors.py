@@ -248,12 +248,12 @@ def test_an_unknown_method_is_one_line(study: Study, run: Run) -> None:
     assert line.startswith("--method: unknown method 't3-bach'; did you mean t3-batch?; known: ")
     study.write(methods=["t3-bach"])
     line = only_line(run("infer", study.manifest, "--engine", "local"))
-    assert line.startswith(f"{study.manifest}: methods: unknown method 't3-bach'; did you mean t3-batch?")
+    assert line.startswith(f"{study.manifest}: methods[0]: unknown method 't3-bach'; did you mean t3-batch?")
 
 
 def test_a_plain_model_cannot_be_asked_for_online(study: Study, run: Run) -> None:
     line = only_line(run("infer", study.manifest, "--engine", "local", "--online", "--method", "expert"))
-    assert line == "--online: expert is read from evidence; leave out --online, or the method"
+    assert line == "--online: expert needs no λ to be cached; leave out --online, or the method"
 
 
 @pytest.mark.parametrize("command", ["precompute", "infer"])
@@ -360,7 +360,7 @@ def test_the_local_engine_refuses_several_workers_in_one_line(study: Study, run:
 
 
 def test_nothing_to_finetune_is_one_line(study: Study, run: Run) -> None:
-    assert "is not set; say there how the checkpoint is trained" in only_line(run("finetune", study.manifest))
+    assert "is not set; say there how a checkpoint is trained" in only_line(run("finetune", study.manifest))
 
 
 def test_a_prompt_that_would_be_cut_is_one_line(study: Study, run: Run) -> None:

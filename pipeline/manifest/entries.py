@@ -2,13 +2,26 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pipeline.methods import METHODS, Method, is_user_rule, source_method, user_method
 from pipeline.settings import Value
 
 USER_RULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(-batch|-lambda|-mixture)?")
+
+
+def check_entries(entries: object, sources: Collection[str]) -> None:
+    """ValueError unless ``entries`` is a list that :func:`check_entry` accepts; it says at which position it is not."""
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"must be all, or a list of names and of mappings of a name and settings, got {entries!r}")
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, str | dict):
+            raise ValueError(f"[{position}]: must be a name, or a mapping of a name and settings, got {entry!r}")  # noqa: TRY004 - as pydantic wants it
+        try:
+            check_entry(entry, sources)
+        except ValueError as error:
+            raise ValueError(f"[{position}]: {error}") from None
 
 
 def check_entry(entry: str | Mapping[str, Any], sources: Iterable[str]) -> tuple[Method, dict[str, Value]]:
@@ -49,9 +62,8 @@ def find_method(name: str, sources: Iterable[str]) -> Method:
     if USER_RULE.fullmatch(name):
         return user_method(name)
     if name not in METHODS:
-        known = [*METHODS, *(source for source in sources if source not in METHODS)]
-        msg = f"unknown method {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
-        raise ValueError(msg)
+        near = did_you_mean(name, [*METHODS, *sources])
+        raise ValueError(f"unknown method {name!r}{near}; `pipeline methods` lists all")
     return METHODS[name]
 
 

@@ -117,6 +117,8 @@ def _explain(path: Path, detail: ErrorDetails) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     shown = "" if kind == "value_error" else f", got {_shortened(detail['input'])}"
+    if message.startswith("["):
+        return f"{path}: {key}{message}{shown}"
     return f"{path}: {key}: {message}{shown}" if key else f"{path}: {message}{shown}"
 
 

@@ -4,11 +4,20 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.coefficients.rules import T3Settings
 from pipeline.coefficients.streams import parse_order
-from pipeline.manifest.entries import USER_RULE, check_entry, did_you_mean
+from pipeline.manifest.entries import USER_RULE, check_entries, did_you_mean
 from pipeline.methods import GROUPINGS, METHODS, RULE_NAMES, unmet_needs
 
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -187,7 +196,8 @@ class Coefficient(Section):
     @field_validator("rule")
     @classmethod
     def _known_rule(cls, value: str) -> str:
-        if value not in RULE_NAMES and not USER_RULE.fullmatch(value):
+        # A grouping's suffix belongs to the method: the rule of `module:function-batch` is `module:function`.
+        if value not in RULE_NAMES and ("-" in value or not USER_RULE.fullmatch(value)):
             known = ", ".join(RULE_NAMES)
             raise ValueError(
                 f"unknown rule {value!r}{did_you_mean(value, RULE_NAMES)}; known: {known}, or module:function"
@@ -298,19 +308,21 @@ class Manifest(Section):
     seeds: Seeds = Seeds()
     finetune: dict[str, Training] = Field({}, description="by source name: how its checkpoint is made")
 
-    @model_validator(mode="after")
-    def _pair_or_sources(self) -> Self:
-        if (self.pair is None) == (self.sources is None):
-            raise ValueError("pair is required: name a generalist and an expert there, or K models under sources")
-        return self
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _known_methods(cls, value: object, info: ValidationInfo) -> object:
+        models = info.data.get("pair") or info.data.get("sources")
+        # Without models, which then have a problem of their own, no name can be told to be unknown.
+        if models is not None and value not in (None, "all"):
+            check_entries(value, models.models if isinstance(models, Sources) else ROLES)
+        return value
 
     @model_validator(mode="after")
-    def _known_methods(self) -> Self:
-        for position, entry in enumerate([] if self.methods == "all" else self.methods or []):
-            try:
-                check_entry(entry, self.checkpoints)
-            except ValueError as error:
-                raise ValueError(f"methods[{position}]: {error}") from None
+    def _pair_or_sources(self) -> Self:
+        if self.pair is None and self.sources is None:
+            raise ValueError("pair is required: name a generalist and an expert there, or K models under sources")
+        if self.pair is not None and self.sources is not None:
+            raise ValueError("pair and sources are both set; a pair may lie among sources, so leave pair out")
         return self
 
     @model_validator(mode="after")

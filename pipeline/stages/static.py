@@ -1,8 +1,10 @@
 """Static merges: one model for the whole run, merged once, stored in the run, then scored like a plain model."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +31,10 @@ from pipeline.store.tables import PartState, part_state, read_table, write_table
 
 STAGE = "merge"
 MERGED = "merged"
-FINGERPRINT = "pipeline.fingerprint"
+# One entry and not several: safetensors writes entries in an order of its own, another one each time.
+HEADER = "pipeline.merge"
+# Beside the weights, for people: what was merged how, and the λ that mixup drew.
+RECORD = "merge.json"
 # No evaluation set can have this name.
 WEIGHTS = "@weights"
 State = Mapping[str, Tensor]
@@ -95,8 +100,10 @@ def ensure_merged(context: RunContext, models: SourceModels, selected: Selected,
         ledger.totals["merges"] += 1
         # Before the weights, so that a run killed in between counts no merge less.
         write_json(directory.ledger(ledger_stage(selected), WEIGHTS, 0), ledger.as_json())
-        lam = "" if merge.lam is None else repr(merge.lam)
-        write_checkpoint(path, merge.state, {FINGERPRINT: fingerprint.digest, "lambda": lam})
+        made_by = {"method": selected.method.name, "settings": dict(selected.variant.settings), "lambda": merge.lam}
+        write_json(path.with_name(RECORD), {**made_by, "sources": dict(models.digests)})
+        header = json.dumps({"fingerprint": fingerprint.digest, "lambda": merge.lam})
+        write_checkpoint(path, merge.state, {HEADER: header})
         directory.write_variant(path.parent, selected.variant)
         total.add(ledger)
     single: SourceModels | None = None
@@ -127,9 +134,9 @@ def read_merged(path: Path) -> StaticMerge:
     """Read what :func:`ensure_merged` committed."""
     try:
         with safe_open(path, framework="pt") as file:
-            lam = file.metadata()["lambda"]
-            return StaticMerge({key: file.get_tensor(key) for key in file.keys()}, float(lam) if lam else None)  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError) as error:
+            lam = _header(file)["lambda"]
+            return StaticMerge({key: file.get_tensor(key) for key in file.keys()}, lam)  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise StaleCacheError(f"{path}: cannot be read ({one_line(error)}); delete this file and run again") from error
 
 
@@ -176,14 +183,19 @@ def _is_merged(path: Path, fingerprint: Fingerprint) -> bool:
         return False
     try:
         with safe_open(path, framework="pt") as file:
-            found = (file.metadata() or {}).get(FINGERPRINT)
-    except (SafetensorError, OSError):
+            found = _header(file).get("fingerprint")
+    except (SafetensorError, OSError, ValueError):
         return False
     if found != fingerprint.digest:
         raise StaleCacheError(
             f"{path}: was merged from other weights or settings; give another 'output', or delete this folder"
         )
     return True
+
+
+def _header(file: Any) -> dict[str, Any]:
+    header: dict[str, Any] = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+    return header
 
 
 def _only(keys: Sequence[str], state: State) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ class UserRule:
         function = _function(self.reference, self.root)
         try:
             lambdas = function(evidence, **settings)
-        except Exception as error:  # the user's own code may raise anything
+        except (Exception, SystemExit) as error:  # the user's own code may raise anything
             kind = type(error).__name__
             raise ManifestError(
                 f"rule {self.reference}: raised {kind} ({one_line(error)}); mend the function"
@@ -51,7 +51,7 @@ def find_user_rule(reference: str, root: Path) -> UserRule:
 
     Modules are looked up as ``python -m`` does it: in ``root``, the working directory, then on the usual path.
     """
-    _function(reference, str(root))
+    _function(reference, str(root), anew=True)
     module = sys.modules[reference.split(":", maxsplit=1)[0]]
     if getattr(module, "__file__", None) is None:
         raise ManifestError(f"rule {reference}: its module has no source file; write it in a .py file")
@@ -68,13 +68,15 @@ def probe_user_rule(rule: UserRule, classes: int, settings: Mapping[str, Any]) -
     rule.apply(Evidence.from_logits(dict(zip(ROLES, logits, strict=True)), labels), settings)
 
 
-def _function(reference: str, root: str) -> Callable[..., object]:
+def _function(reference: str, root: str, *, anew: bool = False) -> Callable[..., object]:
+    """The function; ``anew`` loads a module that this process knows again: its file may have changed since."""
     module_name, name = reference.split(":")
     if root not in sys.path:
         sys.path.insert(0, root)
     try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's own code
+        known = sys.modules.get(module_name)
+        module = importlib.reload(known) if known is not None and anew else importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # importing runs the user's own code
         kind = type(error).__name__
         raise ManifestError(
             f"rule {reference}: module {module_name!r} cannot be imported ({kind}: {one_line(error)}); "

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,9 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
-from open_clip import CLIP
-from safetensors.torch import save_file
+from open_clip import CLIP, SimpleTokenizer, image_transform
+from safetensors.torch import load_file, save_file
+from scipy.special import softmax
 
+from pipeline.archives.synthetic import SyntheticSource
 from pipeline.drivers.infer import infer
 from pipeline.drivers.precompute import precompute
 from pipeline.drivers.summary import Summary
@@ -225,3 +227,118 @@ def run_cli(*arguments: str, **changes: str) -> tuple[int, str, str]:
     process = start_cli(*arguments, **changes)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
+
+
+def chosen(manifest: Manifest, method: str, **settings: Any) -> Selected:
+    """The manifest's entry of a method with these settings, the others at whatever the entry has."""
+    found = [
+        item
+        for item in select_methods(manifest)
+        if item.method.name == method and settings.items() <= dict(item.settings).items()
+    ]
+    assert found, f"{method} with {settings} is none of the manifest's methods"
+    return found[0]
+
+
+def read_answers(manifest: Manifest, key: str, name: str = "cells") -> pa.Table:
+    """Predictions in the folder ``key``, sorted by row."""
+    return read_parts(Path(manifest.output) / "predictions" / key / name).sort_by("row")
+
+
+class PlainClip:
+    """open_clip by itself on its own preprocessing: the cells of the study, answered by any state dict."""
+
+    TILE = 32
+
+    def __init__(self) -> None:
+        config = tiny_config()
+        self._model = CLIP(**config).eval()
+        transform = image_transform(config["vision_cfg"]["image_size"], is_train=False)
+        sources = [SyntheticSource(spec["count"], spec["seed"], site=spec["site"]) for spec in CELLS]
+        parts = [-(-len(source) // PART_ROWS) for source in sources]
+        first_rows = PART_ROWS * (np.cumsum(parts) - parts)
+        items = [
+            (int(first) + item.index, item)
+            for first, source in zip(first_rows, sources, strict=True)
+            for item in source.read(0, len(source))
+        ]
+        self.images = {row: transform(item.image) for row, item in items}
+        self.labels = {row: item.label for row, item in items}
+        tokenizer = SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+        self._tokens = [
+            tokenizer([template.replace("{}", name) for template in TEMPLATES]) for name in sources[0].class_names
+        ]
+
+    @torch.inference_mode()
+    def class_embeddings(self, state: Mapping[str, Any]) -> torch.Tensor:
+        """Embeddings [C, D] of the classes by the text tower of ``state``: means of unit vectors, made unit vectors."""
+        self._load(state)
+        classes = []
+        for tokens in self._tokens:
+            prompts = self._model.encode_text(tokens)
+            mean = (prompts / prompts.norm(dim=-1, keepdim=True)).mean(dim=0)
+            classes.append(mean / mean.norm())
+        return torch.stack(classes)
+
+    @torch.inference_mode()
+    def logits(
+        self, state: Mapping[str, Any], rows: list[int], embeddings_CD: torch.Tensor | None = None
+    ) -> np.ndarray[Any, Any]:
+        """Logits [N, C] of ``rows`` by ``state``, with its own class embeddings or those given."""
+        torch.set_num_threads(1)
+        classes = self.class_embeddings(state) if embeddings_CD is None else embeddings_CD
+        self._load(state)
+        tiles = []
+        for start in range(0, len(rows), self.TILE):
+            pixels = torch.stack([self.images[row] for row in rows[start : start + self.TILE]])
+            features = self._model.encode_image(pixels)
+            features = features / features.norm(dim=-1, keepdim=True)
+            tiles.append(self._model.logit_scale.exp() * features @ classes.T)
+        return torch.cat(tiles).double().numpy()
+
+    def probabilities(self, state: Mapping[str, Any], rows: list[int]) -> np.ndarray[Any, Any]:
+        """Softmax of :meth:`logits`, float64."""
+        p_NC: np.ndarray[Any, Any] = softmax(self.logits(state, rows), axis=1)
+        return p_NC
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self._model.load_state_dict({key: torch.as_tensor(value) for key, value in state.items()}, strict=True)
+
+
+def numpy_weights(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """A checkpoint's tensors in float64."""
+    return {key: value.double().numpy() for key, value in load_file(path).items()}
+
+
+def single_precision(state: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, torch.Tensor]:
+    """What a plain merge in float64 stores: each tensor rounded to float32."""
+    return {key: torch.from_numpy(np.asarray(value, dtype=np.float32)) for key, value in state.items()}
+
+
+def make_sources(folder: Path, names: Sequence[str] = ("site-a", "site-b", "site-c")) -> dict[str, Path]:
+    """Write tiny.json and a checkpoint for each name: random weights for the first, and those perturbed for others."""
+    paths = {}
+    for seed, name in enumerate(names):
+        make_pair(folder / "made", change=0.2 + 0.1 * seed)
+        paths[name] = folder / f"{name}.safetensors"
+        shutil.copy(folder / "made" / f"{'expert' if seed else 'generalist'}.safetensors", paths[name])
+    shutil.move(folder / "made" / "tiny.json", folder / "tiny.json")
+    shutil.rmtree(folder / "made")
+    return paths
+
+
+def study_of_sources(folder: Path, models: Mapping[str, Path], archives: Path, **settings: Any) -> Manifest:
+    """As ``study``, of K sources instead of a pair; their architecture lies beside the first of them."""
+    first = next(iter(models.values())).parent
+    study(folder, first, archives)
+    content = yaml.safe_load((folder / MANIFEST).read_text())
+    del content["pair"], content["methods"]
+    content["sources"] = {
+        "architecture": str(first / "tiny.json"),
+        "models": {name: str(path) for name, path in models.items()},
+    }
+    for key, value in settings.items():
+        merges = isinstance(value, Mapping) and key in content
+        content[key] = {**content[key], **value} if merges else value
+    (folder / MANIFEST).write_text(yaml.safe_dump(content, sort_keys=False))
+    return load_manifest(folder / MANIFEST)

@@ -21,6 +21,12 @@ MINIMAL: dict[str, Any] = {
     "pair": {"architecture": "ViT-B-32-quickgelu", "generalist": "openai", "expert": "expert.safetensors"},
     "evaluation_sets": [{"name": "cells", "source": {"kind": "synthetic", "count": 8}}],
 }
+SOURCES: dict[str, Any] = {
+    "architecture": "models/tiny.json",
+    "models": {"site-1": "checkpoints/site-1.safetensors", "site-2": "openai", "site-3": "hf-hub:org/model"},
+}
+SYNTHETIC = MINIMAL["evaluation_sets"]
+TRAINING = {"init": "random", "train": SYNTHETIC, "validation": SYNTHETIC}
 Write = Callable[..., Path]
 
 
@@ -56,6 +62,15 @@ def problems(path: Path) -> list[str]:
     return [line.removeprefix(f"{path}: ") for line in lines]
 
 
+def of_sources(path: Path, **models: Any) -> Path:
+    """The same manifest with K sources instead of its pair; ``models`` replace those of the section's keys."""
+    content = yaml.safe_load(path.read_text())
+    del content["pair"]
+    content["sources"] = SOURCES | models
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
 def source(manifest: Manifest, position: int = 0) -> Any:
     return manifest.evaluation_sets[position].source[0]
 
@@ -69,6 +84,8 @@ def test_defaults_are_the_papers_and_the_designs(write: Write) -> None:
     assert (grouping.window.rows, grouping.window.bytes) == (65_536, 8 * 1024**3)
     assert (compute.threads, compute.tile, compute.workers, compute.device) == (1, 32, 1, "auto")
     assert (manifest.part_rows, manifest.pair.precision, manifest.prompts.text_tower) == (8192, "fp32", "merged")
+    assert (rule.mapping, grouping.order, grouping.clusters) == ("sigmoid", "arrival", 3)
+    assert (manifest.seeds.training, manifest.seeds.merging, manifest.seeds.order) == (0, 0, 0)
     assert manifest.selected_methods == ["generalist", "expert", "t3-batch"]
     assert (source(manifest).seed, source(manifest).site) == (0, "a")
 
@@ -76,6 +93,43 @@ def test_defaults_are_the_papers_and_the_designs(write: Write) -> None:
 def test_the_default_methods_follow_the_grouping(write: Write) -> None:
     assert load_manifest(write(grouping__kind="lambda")).selected_methods == ["generalist", "expert", "t3-lambda"]
     assert load_manifest(write(methods=["t3"], grouping__kind="lambda")).selected_methods == ["t3"]
+    mixture = load_manifest(write(grouping__kind="mixture", grouping__clusters=5, coefficient__rule="dawin"))
+    assert mixture.selected_methods == ["generalist", "expert", "dawin-mixture"]
+    own = load_manifest(write(coefficient__rule="clinic.rules:margin"))
+    assert own.selected_methods == ["generalist", "expert", "clinic.rules:margin-batch"]
+
+
+def test_all_are_the_methods_that_the_models_allow(write: Write) -> None:
+    every = load_manifest(write(methods="all")).selected_methods
+    assert {"generalist", "t3", "dawin-mixture", "slerp", "ties", "mixup", "entropy-adaptive", "oracle"} <= {*every}
+    assert len(every) == len({*every}) > 25
+    sites = load_manifest(of_sources(write(methods="all"))).selected_methods
+    assert sites == ["site-1", "site-2", "site-3", "ensemble", "mean", "entropy-adaptive"]
+    models = SOURCES["models"] | {"generalist": "laion2b"}
+    based = load_manifest(of_sources(write(methods="all"), models=models)).selected_methods
+    assert {*based} == {*models, "ensemble", "mean", "entropy-adaptive", "task-arithmetic", "ties"}
+
+
+def test_sources_are_named_in_order_and_the_pair_may_lie_among_them(write: Write, tmp_path: Path) -> None:
+    manifest = load_manifest(of_sources(write()))
+    assert manifest.checkpoints == {
+        "site-1": str(tmp_path / "checkpoints/site-1.safetensors"),
+        "site-2": "openai",
+        "site-3": "hf-hub:org/model",
+    }
+    assert manifest.architecture == str(tmp_path / "models/tiny.json")
+    assert (manifest.is_pair, manifest.checkpoint_key("site-2")) == (False, "sources.models.site-2")
+    assert manifest.selected_methods == ["site-1", "site-2", "site-3", "entropy-adaptive"]
+    both = load_manifest(of_sources(write(), models={"expert": "b.pt", "generalist": "a.pt", "third": "c.pt"}))
+    assert both.is_pair
+    assert both.selected_methods == ["expert", "generalist", "third", "t3-batch"]
+
+
+def test_entries_of_methods_may_have_settings(write: Write) -> None:
+    entries = ["soup", {"name": "soup", "alpha": 0.4}, {"name": "t3-batch", "order": "dirichlet(0.05)", "gamma": 2}]
+    assert load_manifest(write(methods=entries)).selected_methods == entries
+    own = [{"name": "clinic.rules:margin-lambda", "sharpness": 3, "tolerance": 0.1}]
+    assert load_manifest(write(methods=own)).selected_methods == own
 
 
 def test_a_source_may_be_one_or_several(write: Write) -> None:
@@ -110,8 +164,7 @@ def test_paths_are_relative_to_the_manifest(write: Write, tmp_path: Path, monkey
     assert manifest.pair.generalist == str(tmp_path / "checkpoints/generalist")
     assert manifest.pair.expert == str(tmp_path / "expert.safetensors")
     assert source(manifest).path == str(tmp_path / "data/x.npz")
-    expert = manifest.finetune.expert
-    assert expert is not None
+    expert = manifest.finetune["expert"]
     assert expert.init == str(tmp_path.parent / "start.pt")
     assert expert.train[0].source[0].path == str(tmp_path / "data/x.npz")
 
@@ -211,6 +264,8 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(
         ({"coefficient__tau_expert": -0.1}, "coefficient.tau_expert must be >= 0, got -0.1"),
         ({"grouping__batch_size": 0}, "grouping.batch_size must be >= 1, got 0"),
         ({"grouping__batch_size": 65537}, "grouping.batch_size must be <= 65536, got 65537"),
+        ({"grouping__clusters": 0}, "grouping.clusters must be >= 1, got 0"),
+        ({"seeds__order": -1}, "seeds.order must be >= 0, got -1"),
         ({"grouping__tolerance": 1.5}, "grouping.tolerance must be <= 1, got 1.5"),
         ({"compute__tile": 0}, "compute.tile must be >= 1, got 0"),
         ({"part_rows": 0}, "part_rows must be >= 1, got 0"),
@@ -249,6 +304,15 @@ def test_a_number_that_is_not_finite_is_refused(write: Write, key: str, value: f
         ({"evaluation_sets": [{"name": "x", "source": []}]}, "evaluation_sets[0].source: "),
         ({"evaluation_sets": [{"name": "x", "source": {}}]}, "evaluation_sets[0].source[0]: "),
         ({"pair__precision": "fp8"}, "pair.precision: input should be 'fp32', 'bf16' or 'fp16', got 'fp8'"),
+        (
+            {"coefficient__mapping": "rescale"},
+            "coefficient.mapping: input should be 'sigmoid' or 'rescaled', got 'resc",
+        ),
+        ({"grouping__kind": "mix"}, "grouping.kind: input should be 'arrival', 'lambda' or 'mixture', got 'mix'"),
+        ({"methods": 3}, "methods: must be all, or a list of names and of mappings of a name and settings"),
+        ({"methods": "t3"}, "methods: must be all, or a list of names and of mappings of a name and settings"),
+        ({"methods": []}, "methods: must be all, or a list of names and of mappings of a name and settings"),
+        ({"methods": ["t3", 3]}, "methods[1]: must be a name, or a mapping of a name and settings"),
         ({"compute__device": "gpu"}, "compute.device: input should be 'auto', 'cpu' or 'cuda', got 'gpu'"),
     ],
     ids=str,
@@ -271,7 +335,121 @@ def test_missing_keys_are_named(write: Write) -> None:
 
 def test_an_unknown_method_is_refused_with_the_nearest_one(write: Write) -> None:
     (found,) = problems(write(methods=["t3", "t3-lamda"]))
-    assert found.startswith("methods: unknown method 't3-lamda'; did you mean t3-lambda?; known: generalist, expert")
+    assert found.startswith("methods[1]: unknown method 't3-lamda'; did you mean t3-lambda?; known: generalist, expert")
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"name": "sup", "alpha": 0.4}, "unknown method 'sup'; did you mean soup?; known: generalist, expert, t3"),
+        ({"name": "soup", "alpah": 0.4}, "soup has no setting 'alpah'; did you mean alpha?; known: alpha"),
+        ({"name": "generalist", "alpha": 0.4}, "generalist has no setting 'alpha'; known: none"),
+        ({"name": "soup", "alpha": 1.5}, "soup: alpha must be <= 1, got 1.5"),
+        ({"name": "soup", "alpha": -0.1}, "soup: alpha must be >= 0, got -0.1"),
+        ({"name": "soup", "alpha": None}, "soup: alpha must be a number, got None"),
+        ({"name": "soup", "alpha": True}, "soup: alpha must be a number, got True"),
+        ({"name": "ties", "density": 0}, "ties: density must be > 0, got 0"),
+        ({"name": "t3", "gamma": 0}, "t3: gamma must be > 0, got 0"),
+        ({"name": "t3", "gamma": float("nan")}, "t3: gamma must be a number, got nan"),
+        ({"name": "t3", "mapping": "rescale"}, "t3: mapping must be sigmoid or rescaled, got 'rescale'"),
+        ({"name": "t3-batch", "batch_size": 8.5}, "t3-batch: batch_size must be a whole number, got 8.5"),
+        ({"name": "t3-batch", "tolerance": 0.1}, "t3-batch has no setting 'tolerance'; known: gamma, delta"),
+        ({"name": "mixup", "distribution": "gamma"}, "mixup: distribution must be beta or uniform, got 'gamma'"),
+        ({"name": "entropy-adaptive", "temperature_head": 0}, "entropy-adaptive: temperature_head must be > 0, got 0"),
+        ({"name": "oracle", "points": 2}, "oracle: points must be >= 3, got 2"),
+        ({"alpha": 0.4}, "name is required, got {'alpha': 0.4}"),
+        ({"name": 3}, "name is required, got {'name': 3}"),
+    ],
+    ids=str,
+)
+def test_a_wrong_entry_of_methods_is_named_by_its_place(write: Write, entry: dict[str, Any], expected: str) -> None:
+    (found,) = problems(write(methods=["t3", entry]))
+    assert found.startswith(f"methods[1]: {expected}")
+
+
+@pytest.mark.parametrize("order", ["dirichlet", "dirichlet(0)", "dirichlet(-1)", "dirichlet(inf)", "random", 3])
+def test_an_unknown_order_is_refused_wherever_it_stands(write: Write, order: object) -> None:
+    (in_section,) = problems(write(grouping__order=order))
+    assert in_section.startswith("grouping.order: ")
+    (in_entry,) = problems(write(methods=[{"name": "t3-batch", "order": order}]))
+    assert in_entry.startswith("methods[0]: t3-batch: order")
+    for found in (in_section, in_entry):
+        assert found.endswith(f"got {order!r}")
+
+
+@pytest.mark.parametrize("order", ["arrival", "iid", "temporal", "dirichlet(0.05)", "dirichlet(.5)"])
+def test_orders_are_accepted(write: Write, order: str) -> None:
+    assert load_manifest(write(grouping__order=order)).grouping.order == order
+
+
+@pytest.mark.parametrize("rule", ["dawn", "t3-batch", "module", ":margin", "clinic.rules:margin-batch", "a b:c"])
+def test_an_unknown_rule_is_refused_with_the_known_ones(write: Write, rule: str) -> None:
+    (found,) = problems(write(coefficient__rule=rule))
+    assert found.startswith(f"coefficient.rule: unknown rule {rule!r}")
+    assert "known: t3, entropy-ratio, dawin, confidence-ratio, x-entropy-ratio, or module:function" in found
+    assert ("did you mean dawin?" in found) == (rule == "dawn")
+
+
+def test_models_are_a_pair_or_sources(write: Write) -> None:
+    assert problems(write(sources=SOURCES)) == [
+        "pair and sources are both set; a pair may lie among sources, so leave pair out"
+    ]
+    path = write()
+    content = yaml.safe_load(path.read_text())
+    del content["pair"]
+    path.write_text(yaml.safe_dump(content))
+    assert problems(path) == ["pair is required: name a generalist and an expert there, or K models under sources"]
+
+
+@pytest.mark.parametrize(
+    ("models", "expected"),
+    [
+        ({"a": "x.pt"}, "sources.models: dictionary should have at least 2 items"),
+        ({"soup": "x.pt", "b": "y.pt"}, "sources.models: 'soup' is a word of this program; give the model another"),
+        ({"merged": "x.pt", "b": "y.pt"}, "sources.models: 'merged' is a word of this program; give the model another"),
+        ({"prompts": "x.pt", "b": "y.pt"}, "sources.models: 'prompts' is a word of this program; give the model"),
+        ({"a/b": "x.pt", "b": "y.pt"}, "sources.models: 'a/b' must be letters, digits, '.', '_' or '-'"),
+        ({"a:b": "x.pt", "b": "y.pt"}, "sources.models: 'a:b' must be letters, digits, '.', '_' or '-'"),
+        ({"a": "x.pt", "b": None}, "sources.models.b: input should be a valid string, got None"),
+    ],
+    ids=str,
+)
+def test_a_source_that_cannot_be_is_named(write: Write, models: dict[str, Any], expected: str) -> None:
+    (found,) = problems(of_sources(write(), models=models))
+    assert found.startswith(expected)
+
+
+def test_an_unknown_source_is_no_method(write: Write) -> None:
+    (found,) = problems(of_sources(write(methods=["site-1", "site-4"])))
+    assert found.startswith("methods[1]: unknown method 'site-4'; did you mean site-")
+    assert found.endswith("site-1, site-2, site-3")
+    (found,) = problems(write(methods=["site-1"]))
+    assert found.startswith("methods[0]: unknown method 'site-1'")
+
+
+def test_training_of_an_unknown_model_is_refused_with_the_nearest_one(write: Write) -> None:
+    (found,) = problems(write(finetune__experts=TRAINING))
+    assert found == "unknown key finetune.experts; did you mean expert?; known: generalist, expert"
+    (found,) = problems(of_sources(write(finetune={"site-1": TRAINING, "site-9": TRAINING})))
+    assert found.startswith("unknown key finetune.site-9; did you mean site-")
+    manifest = load_manifest(of_sources(write(finetune={"site-2": TRAINING | {"init": "site-1"}})))
+    assert list(manifest.finetune) == ["site-2"]
+
+
+@pytest.mark.parametrize(
+    ("site", "expected"),
+    [
+        ({"index": 3, "of": 3}, "site: index must be < of (3), got 3"),
+        ({"index": 0, "of": 1}, "site.of must be >= 2, got 1"),
+        ({"index": 0, "of": 3, "alpha": 0}, "site.alpha must be > 0, got 0"),
+        ({"index": 0}, "site.of is required"),
+    ],
+    ids=str,
+)
+def test_a_site_that_cannot_be_is_named(write: Write, site: dict[str, Any], expected: str) -> None:
+    npz = {"kind": "npz", "path": "x.npz", "split": "train", "class_names": ["a", "b"], "site": site}
+    (found,) = problems(write(evaluation_sets=[{"name": "x", "source": npz}]))
+    assert found == f"evaluation_sets[0].source[0].{expected}"
 
 
 def test_evaluation_sets_must_have_distinct_names_that_can_be_folders(write: Write) -> None:
@@ -352,7 +530,7 @@ def test_every_manifest_of_the_repository_loads(path: Path, tmp_path: Path, monk
     manifest = load_manifest(path)
     assert Manifest.model_validate(manifest.model_dump()) == manifest
     assert Path(manifest.output).is_absolute()
-    assert Path(manifest.pair.architecture).is_file()
+    assert Path(manifest.architecture).is_file()
 
 
 def test_a_manifest_means_the_same_after_being_written_out(write: Write) -> None:

@@ -46,6 +46,11 @@ STUDY_METHODS = {
     "t3-lambda": 0.8,
     "t3-lambda@1a2b3c4d": 0.85,
 }
+T3_LAMBDA_AT_ANOTHER_GAMMA = {
+    "name": "t3-lambda",
+    "settings": {"rule": {"name": "t3", "gamma": 0.5, "delta": 0.5}, "grouping": {"name": "lambda"}},
+    "changed": {"gamma": 0.5},
+}
 
 
 def write_part(folder: Path, index: int, columns: dict[str, Any], inputs: dict[str, str] | None = None) -> Path:
@@ -131,7 +136,7 @@ def study_run(run: Path, *, seed: int = 7, part_rows: int = 1024, sets: list[Fak
                 write_part(
                     run / "predictions" / method / fake.name, index, columns, {"method": method, "part": str(index)}
                 )
-    write_json(run / "predictions" / "t3-lambda@1a2b3c4d.json", {"rule": "t3", "gamma": 0.5, "grouping": "lambda"})
+    write_json(run / "predictions" / "t3-lambda@1a2b3c4d.json", T3_LAMBDA_AT_ANOTHER_GAMMA)
     _write_run_json(run, sets, sum(fake.rows for fake in sets))
     return run
 
@@ -181,6 +186,8 @@ def totals(
             "merges_skipped": skipped,
             "images_read": images,
             "batches": batches,
+            "samples": images,
+            "rejected": 0,
         },
         "seconds": {"read": 0.1 * seconds, "forward": 0.8 * seconds, "merge": 0.05 * seconds, "write": 0.05 * seconds},
     }
