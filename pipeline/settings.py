@@ -14,7 +14,8 @@ class Setting:
     """One named value of a method.
 
     Numbers lie in [``minimum``, ``maximum``] and above ``above``; strings are one of ``choices`` or pass ``check``,
-    which raises ValueError. A default of None means that None is allowed; ``number`` then says what else is.
+    which raises ValueError and names the setting. A default of None means that None is allowed; ``number`` then says
+    what else is.
     """
 
     name: str
@@ -59,10 +60,7 @@ class Setting:
         if self.choices and given not in self.choices:
             raise ValueError(f"{self.name} must be {' or '.join(self.choices)}, got {given!r}")
         if self.check is not None:
-            try:
-                self.check(given)
-            except ValueError as error:
-                raise ValueError(f"{self.name}: {error}") from None
+            self.check(given)
         return given
 
 

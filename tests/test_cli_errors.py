@@ -156,6 +156,86 @@ def test_a_mismatched_pair_is_one_line(
         assert said in line
 
 
+def of_sources(study: Study, *names: str, **entries: Any) -> Path:
+    """The study with K sources instead of its pair: ``site-a`` and ``site-b`` are its two checkpoints."""
+    files = {"site-a": "generalist", "site-b": "expert"}
+    models = {name: f"./{files.get(name, name)}.safetensors" for name in names or files}
+    content = changed(MANIFEST, sources={"architecture": "tiny.json", "models": models}, **entries)
+    del content["pair"]
+    study.manifest.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return study.manifest
+
+
+COMMANDS = pytest.mark.parametrize("command", [("validate",), ("precompute", "--engine", "local")], ids=lambda c: c[0])
+
+
+@COMMANDS
+def test_sources_of_differing_architecture_are_one_line(study: Study, run: Run, command: tuple[str, ...]) -> None:
+    of_another_architecture(study)
+    of_sources(study)
+    line = only_line(run(command[0], study.manifest, *command[1:]))
+    assert line.startswith("sources.models.site-b: ")
+    assert "expert.safetensors: does not fit architecture 'tiny.json'" in line
+    assert "0 missing keys (none), 12 unexpected keys" in line
+
+
+@COMMANDS
+@pytest.mark.parametrize("method", ["t3-batch", "soup", "slerp", "dawin", "oracle", "mixup"])
+def test_a_method_that_needs_a_pair_is_refused_without_one(
+    study: Study, run: Run, method: str, command: tuple[str, ...]
+) -> None:
+    of_sources(study, methods=["site-a", method])
+    line = only_line(run(command[0], study.manifest, *command[1:]))
+    assert line == (f"study: method {method!r} needs a generalist and an expert; the models are site-a, site-b")
+
+
+def test_methods_that_start_from_a_generalist_are_refused_without_one(study: Study, run: Run) -> None:
+    of_sources(study, methods=["ties"])
+    assert only_line(run("validate", study.manifest)) == (
+        "study: method 'ties' needs a generalist and at least one expert; the models are site-a, site-b"
+    )
+    of_sources(study, "generalist", "site-b", methods=["soup"])
+    assert only_line(run("validate", study.manifest)) == (
+        "study: method 'soup' needs a generalist and an expert; the models are generalist, site-b"
+    )
+    of_sources(study, "generalist", "site-b", methods=["ties", "task-arithmetic", "mean", "entropy-adaptive"])
+    code, out, err = run("validate", study.manifest)
+    assert code == 0, err
+    assert "sources: tiny.json, 28x28 pixels, 2 sources fit" in out
+
+
+@COMMANDS
+def test_the_generalists_text_tower_is_refused_without_a_generalist(
+    study: Study, run: Run, command: tuple[str, ...]
+) -> None:
+    of_sources(study, prompts={"templates": ["a {}"], "text_tower": "generalist"})
+    line = only_line(run(command[0], study.manifest, *command[1:]))
+    assert line == "study: prompts.text_tower is generalist, but there is no such model; set it to merged"
+
+
+def test_a_method_asked_for_by_name_must_suit_the_sources(study: Study, run: Run) -> None:
+    of_sources(study)
+    line = only_line(run("infer", study.manifest, "--engine", "local", "--method", "site-c"))
+    assert line.startswith("--method: unknown method 'site-c'; did you mean site-")
+    line = only_line(run("infer", study.manifest, "--engine", "local", "--method", "t3-batch"))
+    assert line == "study: method 't3-batch' needs a generalist and an expert; the models are site-a, site-b"
+
+
+def test_training_of_a_model_that_is_not_described_is_one_line(study: Study, run: Run) -> None:
+    item = {"name": "cells", "source": SYNTHETIC}
+    training = {"init": "random", "train": [item], "validation": [item]}
+    of_sources(study, finetune={"site-a": training})
+    line = only_line(run("finetune", study.manifest, "--role", "site-b"))
+    assert line == "study: finetune.site-b is not set; did you mean site-a?; set there are: site-a"
+
+
+def test_a_bound_that_is_above_the_other_is_one_line(study: Study, run: Run) -> None:
+    study.write(methods=[{"name": "t3", "lambda_min": 0.8, "lambda_max": 0.2}])
+    for command in (("validate",), ("precompute", "--engine", "local"), ("infer", "--engine", "local")):
+        line = only_line(run(command[0], study.manifest, *command[1:]))
+        assert "t3: lambda_min must be <= lambda_max, got 0.8 and 0.2" in line
+
+
 def test_an_unknown_architecture_is_one_line(study: Study, run: Run) -> None:
     study.write(pair__architecture="ViT-B-33")
     for command in (("validate",), ("ingest", "--engine", "local"), ("precompute", "--engine", "local")):
@@ -245,7 +325,7 @@ def test_a_mismatch_of_class_names_after_ingestion_is_one_line(study: Study, run
 
 def test_an_unknown_method_is_one_line(study: Study, run: Run) -> None:
     line = only_line(run("infer", study.manifest, "--engine", "local", "--method", "t3-bach"))
-    assert line.startswith("--method: unknown method 't3-bach'; did you mean t3-batch?; known: ")
+    assert line.startswith("--method: unknown method 't3-bach'; did you mean t3-batch?; `pipeline methods` lists all")
     study.write(methods=["t3-bach"])
     line = only_line(run("infer", study.manifest, "--engine", "local"))
     assert line.startswith(f"{study.manifest}: methods[0]: unknown method 't3-bach'; did you mean t3-batch?")

@@ -9,9 +9,10 @@ from pipeline.drivers.opening import open_models, require_models
 from pipeline.errors import ManifestError
 from pipeline.manifest.entries import check_entry
 from pipeline.manifest.schema import Manifest
+from pipeline.methods import METHODS
 from pipeline.models.checkpoints import digest_weights, published_layout, write_checkpoint
 from pipeline.models.publications import CARD_KEY
-from pipeline.stages.selection import Selected, select
+from pipeline.stages.selection import Selected, select, select_methods
 from pipeline.stages.static import merge_statically
 
 SUFFIX = ".safetensors"
@@ -56,20 +57,24 @@ def merge(
 def _choose(manifest: Manifest, method: str | None, settings: Sequence[str], lam: float | None) -> Selected:
     if (method is None) == (lam is None):
         raise ManifestError("merge: give either --method or --lambda")
-    name, given = (method, _parse(settings)) if method is not None else ("soup", {"alpha": lam})
-    assert name is not None
-    if lam is not None and settings:
-        raise ManifestError("--set: goes with --method, not with --lambda")
-    of_manifest = next(
-        (entry for entry in manifest.selected_methods if isinstance(entry, dict) and entry["name"] == name), {}
-    )
+    if method is None:
+        if settings:
+            raise ManifestError("--set: goes with --method, not with --lambda")
+        assert lam is not None
+        if not 0 <= lam <= 1:
+            raise ManifestError(f"--lambda: must lie in [0, 1], got {lam}")
+        return select(manifest, METHODS["soup"], {"alpha": lam})
+    given = _parse(settings)
     try:
-        found, values = check_entry({**of_manifest, "name": name, **given}, manifest.checkpoints)
+        found, values = check_entry({"name": method, **given}, manifest.checkpoints)
     except ValueError as error:
-        raise ManifestError(f"{'--lambda' if method is None else '--method'}: {error}") from error
+        raise ManifestError(f"--method: {error}") from error
     if found.combination != "static":
-        raise ManifestError(f"--method: {name} gives no single merged model; name a static method, or give --lambda")
-    return select(manifest, found, values)
+        raise ManifestError(f"--method: {method} gives no single merged model; name a static method, or give --lambda")
+    listed = select_methods(manifest, [method])
+    if len(listed) > 1 and not given:
+        raise ManifestError(f"--method: the manifest has {method} at several settings; say with --set which")
+    return select(manifest, found, values if len(listed) > 1 else {**listed[0].settings, **values})
 
 
 def _parse(settings: Sequence[str]) -> dict[str, str]:
@@ -78,5 +83,7 @@ def _parse(settings: Sequence[str]) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals:
             raise ManifestError(f"--set: must be NAME=VALUE, got {text!r}")
+        if name.strip() in pairs:
+            raise ManifestError(f"--set: {name.strip()} is given twice")
         pairs[name.strip()] = value.strip()
     return pairs

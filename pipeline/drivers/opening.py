@@ -11,6 +11,7 @@ from pipeline.engines.engine import Engine
 from pipeline.errors import ArchiveError, ManifestError, NumericKindError, PipelineError, ProblemsError
 from pipeline.manifest.schema import EvaluationSet, Manifest
 from pipeline.methods import LABELS, is_user_rule, unmet_needs
+from pipeline.models.architectures import AnyArchitecture
 from pipeline.models.classifiers import ClassifierArchitecture
 from pipeline.models.sources import SourceModels
 from pipeline.stages.context import RunContext, archive_path
@@ -114,6 +115,15 @@ def require_labels(selected: Sequence[Selected], archives: Mapping[str, Archive]
                 )
 
 
+def require_class_count(architecture: AnyArchitecture, name: str, class_names: Sequence[str]) -> None:
+    """:class:`ManifestError` when a set has more or fewer classes than a classifier's head."""
+    if isinstance(architecture, ClassifierArchitecture) and architecture.classes != len(class_names):
+        raise ManifestError(
+            f"evaluation set {name!r}: has {len(class_names)} classes, but the models' heads have "
+            f"{architecture.classes}; score it with models of its own classes"
+        )
+
+
 def require_evaluation_sets(manifest: Manifest) -> None:
     """:class:`ManifestError` unless there is something to work on."""
     if not manifest.evaluation_sets:
@@ -135,14 +145,9 @@ def _user_rules(selected: Sequence[Selected], classes: set[int]) -> dict[str, Us
 
 def _check_classes(models: SourceModels, name: str, class_names: Sequence[str]) -> None:
     """A linear head has the classes that it was trained with, in their order, whatever a set calls its own."""
-    if not isinstance(models.architecture, ClassifierArchitecture):
-        return
-    if models.architecture.classes != len(class_names):
-        raise ManifestError(
-            f"evaluation set {name!r}: has {len(class_names)} classes, but the models' heads have "
-            f"{models.architecture.classes}; score it with models of its own classes"
-        )
-    if models.class_names is not None and models.class_names != tuple(class_names):
+    require_class_count(models.architecture, name, class_names)
+    is_classifier = isinstance(models.architecture, ClassifierArchitecture)
+    if is_classifier and models.class_names is not None and models.class_names != tuple(class_names):
         raise ManifestError(
             f"evaluation set {name!r}: its classes are {', '.join(class_names)}, but the models' heads were trained on "
             f"{', '.join(models.class_names)}, in this order; labels would be mixed up"

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.archives.archive import Archive
 from pipeline.archives.ingest import plan_segments
 from pipeline.archives.source import Source
-from pipeline.drivers.opening import open_models, require_evaluation_sets, require_models
+from pipeline.drivers.opening import open_models, require_class_count, require_evaluation_sets, require_models
 from pipeline.drivers.precompute import planned_methods
 from pipeline.errors import PipelineError, ProblemsError
 from pipeline.manifest.schema import EvaluationSet, Manifest
@@ -97,6 +97,7 @@ def _open_set(manifest: Manifest, item: EvaluationSet) -> tuple[Sequence[Source]
     sources = open_sources(item, manifest.data_root)
     names = resolve_class_names(item, sources[0].class_names)
     architecture = load_manifest_architecture(manifest)
+    require_class_count(architecture, item.name, names)
     if isinstance(architecture, Architecture):
         architecture.tokenize(fill_templates(names, manifest.prompts.templates))
     return sources, f"{item.name}: {sum(map(len, sources)):,} images, {len(names)} classes"

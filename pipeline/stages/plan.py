@@ -13,6 +13,7 @@ from pipeline.coefficients.rules import RULES, Coefficients, t3
 from pipeline.coefficients.sources import entropy_adaptive
 from pipeline.coefficients.streams import parse_order, stream_order
 from pipeline.errors import RunDirectoryError, StaleCacheError
+from pipeline.manifest.schema import ROLES
 from pipeline.stages.context import RunContext
 from pipeline.stages.selection import Selected
 from pipeline.stages.tables import batches_table, labels_of, read_evidence, samples_table
@@ -89,9 +90,10 @@ def derive_batches(
             temperature_head=selected.number_or_none("temperature_head"),
             order=order,
         )
-        return batches_table(plan, first_address, is_pair=len(context.sources) == 2 and context.manifest.is_pair)
+        is_pair = len(context.sources) == 2 and context.manifest.is_pair
+        return batches_table(plan, first_address, expert=context.sources.index(ROLES[1]) if is_pair else None)
     lambdas = samples["lambda"].to_numpy()
-    return batches_table(_group(selected, rows, lambdas, first_address, order), first_address, is_pair=True)
+    return batches_table(_group(selected, rows, lambdas, first_address, order), first_address)
 
 
 def window_samples(archive: Archive, window: Window) -> pa.Table:

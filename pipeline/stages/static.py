@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.errors import StaleCacheError, one_line
 from pipeline.manifest.schema import ROLES
 from pipeline.merging.static import draw_mixup_lambda, linear, slerp, task_arithmetic, ties
-from pipeline.models.checkpoints import write_checkpoint
+from pipeline.models.checkpoints import digest_weights, write_checkpoint
 from pipeline.models.class_embeddings import ClassHead
 from pipeline.models.scorer import IMAGE_TOWER, Scorer
 from pipeline.models.sources import SourceModels
@@ -102,8 +102,9 @@ def ensure_merged(context: RunContext, models: SourceModels, selected: Selected,
         write_json(directory.ledger(ledger_stage(selected), WEIGHTS, 0), ledger.as_json())
         made_by = {"method": selected.method.name, "settings": dict(selected.variant.settings), "lambda": merge.lam}
         write_json(path.with_name(RECORD), {**made_by, "sources": dict(models.digests)})
-        header = json.dumps({"fingerprint": fingerprint.digest, "lambda": merge.lam})
-        write_checkpoint(path, merge.state, {HEADER: header})
+        # safetensors has no checksum of its own: the digest finds a flipped bit before it is scored with.
+        header = {"inputs": dict(fingerprint.inputs), "lambda": merge.lam, "digest": digest_weights(merge.state)}
+        write_checkpoint(path, merge.state, {HEADER: json.dumps(header, sort_keys=True)})
         directory.write_variant(path.parent, selected.variant)
         total.add(ledger)
     single: SourceModels | None = None
@@ -131,13 +132,17 @@ def ledger_stage(selected: Selected) -> str:
 
 
 def read_merged(path: Path) -> StaticMerge:
-    """Read what :func:`ensure_merged` committed."""
+    """Read what :func:`ensure_merged` committed; StaleCacheError for a file that is torn or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            lam = _header(file)["lambda"]
-            return StaticMerge({key: file.get_tensor(key) for key in file.keys()}, lam)  # noqa: SIM118
+            header = _header(file)
+            merge = StaticMerge({key: file.get_tensor(key) for key in file.keys()}, header["lambda"])  # noqa: SIM118
+        intact = digest_weights(merge.state) == header["digest"]
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise StaleCacheError(f"{path}: cannot be read ({one_line(error)}); delete this file and run again") from error
+    if not intact:
+        raise StaleCacheError(f"{path}: its weights are not those that were written; delete this file and run again")
+    return merge
 
 
 class StaticScorer:
@@ -183,12 +188,12 @@ def _is_merged(path: Path, fingerprint: Fingerprint) -> bool:
         return False
     try:
         with safe_open(path, framework="pt") as file:
-            found = _header(file).get("fingerprint")
+            cached = _header(file).get("inputs", {})
     except (SafetensorError, OSError, ValueError):
         return False
-    if found != fingerprint.digest:
+    if changed := fingerprint.changed_inputs(cached):
         raise StaleCacheError(
-            f"{path}: was merged from other weights or settings; give another 'output', or delete this folder"
+            f"{path}: {', '.join(changed)} changed since it was merged; give another 'output', or delete this folder"
         )
     return True
 

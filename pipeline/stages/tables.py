@@ -51,11 +51,11 @@ def samples_table(evidence: pa.Table, coefficients: Coefficients) -> pa.Table:
     )
 
 
-def batches_table(plan: BatchPlan | WeightsPlan, first_address: int, *, is_pair: bool) -> pa.Table:
+def batches_table(plan: BatchPlan | WeightsPlan, first_address: int, *, expert: int | None = None) -> pa.Table:
     """Batch plan of one window. Batches are numbered from the window's first address: unique, whatever λ does.
 
-    With weights per source, λ is the expert's weight in the encoder where ``is_pair`` (the sources are just
-    generalist and expert), else null; the λ of single rows has no meaning then.
+    With weights per source, λ is the weight in the encoder of the source at position ``expert`` (of a pair), else null;
+    the λ of single rows has no meaning then.
     """
     rows = pa.ListArray.from_arrays(pa.array(plan.offsets.astype(np.int32)), pa.array(plan.rows))
     absent = pa.nulls(len(plan), pa.float32())
@@ -63,7 +63,7 @@ def batches_table(plan: BatchPlan | WeightsPlan, first_address: int, *, is_pair:
         lambdas = {"lambda": plan.lam, "lambda_min": plan.lambda_min, "lambda_max": plan.lambda_max}
         weights = {}
     else:
-        lam = pa.array(plan.weights_encoder[:, 1]) if is_pair else absent
+        lam = absent if expert is None else pa.array(plan.weights_encoder[:, expert])
         lambdas = {"lambda": lam, "lambda_min": absent, "lambda_max": absent}
         weights = {
             "weights_encoder": fixed_size_lists(plan.weights_encoder),

@@ -677,4 +677,4 @@ def test_weights_merged_from_others_are_refused(
     code, _, err = command_line("infer", str(tmp_path / MANIFEST), "--engine", "local")
     assert code == 2
     (line,) = err.splitlines()
-    assert f"{merged / 'slerp' / 'weights.safetensors'}: was merged from other weights or settings" in line
+    assert f"{merged / 'slerp' / 'weights.safetensors'}: method changed since it was merged" in line

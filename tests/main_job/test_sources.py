@@ -16,6 +16,7 @@ from scipy.special import log_softmax, softmax
 from pipeline.drivers.infer import infer
 from pipeline.drivers.precompute import precompute
 from pipeline.engines.engine import choose_engine
+from pipeline.errors import StaleCacheError
 from pipeline.manifest import Manifest
 from pipeline.results.layout import read_run
 from pipeline.results.ledger import ledger_rows
@@ -275,6 +276,16 @@ def _copy(run: Manifest, models: Mapping[str, Path], folder: Path, **settings: A
     copied = study_of_sources(folder, models, Path(run.archives), **settings)
     shutil.copytree(run.output, copied.output)
     return copied
+
+
+def test_weights_cached_for_another_order_of_the_sources_are_refused(
+    run: Manifest, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Weights are stored in the manifest's order: read in another one they would be given to the wrong sources."""
+    backwards = {name: models[name] for name in reversed(SITES)}
+    manifest = _copy(run, backwards, tmp_path, methods=[COUPLED])
+    with pytest.raises(StaleCacheError, match=r"order of sources changed .*now site-c, site-b, site-a"):
+        run_infer(manifest)
 
 
 def test_online_leaves_the_predictions_of_the_cached_way(

@@ -335,13 +335,15 @@ def test_missing_keys_are_named(write: Write) -> None:
 
 def test_an_unknown_method_is_refused_with_the_nearest_one(write: Write) -> None:
     (found,) = problems(write(methods=["t3", "t3-lamda"]))
-    assert found.startswith("methods[1]: unknown method 't3-lamda'; did you mean t3-lambda?; known: generalist, expert")
+    assert found.startswith(
+        "methods[1]: unknown method 't3-lamda'; did you mean t3-lambda?; `pipeline methods` lists all"
+    )
 
 
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
-        ({"name": "sup", "alpha": 0.4}, "unknown method 'sup'; did you mean soup?; known: generalist, expert, t3"),
+        ({"name": "sup", "alpha": 0.4}, "unknown method 'sup'; did you mean soup?; `pipeline methods` lists"),
         ({"name": "soup", "alpah": 0.4}, "soup has no setting 'alpah'; did you mean alpha?; known: alpha"),
         ({"name": "generalist", "alpha": 0.4}, "generalist has no setting 'alpha'; known: none"),
         ({"name": "soup", "alpha": 1.5}, "soup: alpha must be <= 1, got 1.5"),
@@ -422,7 +424,6 @@ def test_a_source_that_cannot_be_is_named(write: Write, models: dict[str, Any], 
 def test_an_unknown_source_is_no_method(write: Write) -> None:
     (found,) = problems(of_sources(write(methods=["site-1", "site-4"])))
     assert found.startswith("methods[1]: unknown method 'site-4'; did you mean site-")
-    assert found.endswith("site-1, site-2, site-3")
     (found,) = problems(write(methods=["site-1"]))
     assert found.startswith("methods[0]: unknown method 'site-1'")
 

@@ -92,6 +92,12 @@ def minimal_run(run: Path, sets: dict[str, str | None], methods: list[str]) -> P
     return run
 
 
+def settings_of(run: Path, method: str, **changed: Any) -> None:
+    """Spell out beside a method's folder which of its settings are not the defaults."""
+    name = method.split("@", maxsplit=1)[0]
+    write_json(run / "predictions" / f"{method}.json", {"name": name, "settings": changed, "changed": changed})
+
+
 def t3_lambda(generator: np.random.Generator, rows: int) -> Arrays:
     raw = 1 / (1 + np.exp(-generator.beta(1, 4, rows) * np.log(2)))
     branch = generator.choice(["none", "expert-confident", "generalist-confident"], rows, p=[0.35, 0.5, 0.15])

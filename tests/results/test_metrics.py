@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,18 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from pipeline.errors import RunDirectoryError
 from pipeline.results.metrics import evaluate_run
 from pipeline.results.rows import RowSet
+from pipeline.store.files import write_json
 from pipeline.store.tables import read_metadata
 
-from .run_factory import STUDY_METHODS, minimal_run, predicted_part, prediction_columns, study_run, write_part
+from .run_factory import (
+    STUDY_METHODS,
+    minimal_run,
+    predicted_part,
+    prediction_columns,
+    settings_of,
+    study_run,
+    write_part,
+)
 
 ROWS = np.arange(6)
 TRUE = [0, 0, 0, 0, 1, 1]
@@ -46,6 +56,75 @@ def test_rows_follow_the_manifest_with_sets_outermost(tmp_path: Path) -> None:
     assert frame["method"].to_list()[: len(STUDY_METHODS)] == list(STUDY_METHODS)
     assert frame["evaluation_set"].unique(maintain_order=True).to_list()[:2] == ["bloodmnist", "pbc"]
     assert record(frame, "t3")["condition"] == "base-to-novel"
+
+
+def test_a_method_is_labelled_by_the_settings_that_are_not_its_defaults(run: Path) -> None:
+    window = {"rows": 256}
+    methods = {
+        "t3": ({}, "t3"),
+        "soup@00000001": ({"alpha": 0.4}, "soup (alpha=0.4)"),
+        "t3-batch@00000002": (
+            {"order": "dirichlet(0.05)", "batch_size": 8, "window": window},
+            "t3-batch (batch_size=8, order=dirichlet(0.05))",
+        ),
+        "t3-lambda@00000003": ({"window": window}, "t3-lambda"),
+    }
+    for method, (changed, _) in methods.items():
+        predicted_part(run, method, "pbc", 0, ROWS, TRUE, TRUE)
+        if changed:
+            settings_of(run, method, **changed)
+    frame = evaluate_run(run)
+    assert dict(zip(frame["method"], frame["label"], strict=True)) == {
+        name: label for name, (_, label) in methods.items()
+    }
+
+
+def test_methods_that_would_be_called_alike_keep_the_names_of_their_folders(run: Path) -> None:
+    """A run whose window was changed holds the same method twice, and the window is no part of a label."""
+    changed: dict[str, dict[str, object]] = {
+        "t3@00000001": {"gamma": 2.0, "window": {"rows": 256}},
+        "t3@00000002": {"gamma": 2.0, "window": {"rows": 512}},
+        "t3@00000003": {"gamma": 3.0},
+        "t3-batch@00000004": {"window": {"rows": 256}},
+    }
+    for method, settings in changed.items():
+        predicted_part(run, method, "pbc", 0, ROWS, TRUE, TRUE)
+        settings_of(run, method, **settings)
+    predicted_part(run, "t3-batch", "pbc", 0, ROWS, TRUE, TRUE)
+    frame = evaluate_run(run)
+    assert dict(zip(frame["method"], frame["label"], strict=True)) == {
+        "t3@00000001": "t3@00000001",
+        "t3@00000002": "t3@00000002",
+        "t3@00000003": "t3 (gamma=3.0)",
+        "t3-batch": "t3-batch",
+        "t3-batch@00000004": "t3-batch@00000004",
+    }
+
+
+def test_methods_that_look_at_labels_are_for_analysis_only(run: Path) -> None:
+    methods = [
+        "generalist",
+        "t3",
+        "site-a",
+        "oracle",
+        "oracle@00000001",
+        "x-entropy-ratio-batch",
+        "clinic.rules.margin",
+    ]
+    for method in methods:
+        predicted_part(run, method, "pbc", 0, ROWS, TRUE, TRUE)
+    frame = evaluate_run(run)
+    marked = frame.filter(pl.col("analysis_only"))["method"]
+    assert set(marked) == {"oracle", "oracle@00000001", "x-entropy-ratio-batch"}
+
+
+def test_variants_follow_one_another_as_the_run_recorded_them(run: Path) -> None:
+    variants = ["soup@00000009", "generalist", "soup@00000001", "soup", "t3"]
+    for method in variants:
+        predicted_part(run, method, "pbc", 0, ROWS, TRUE, TRUE)
+    record = json.loads((run / "run.json").read_text())
+    write_json(run / "run.json", record | {"variants": variants})
+    assert evaluate_run(run)["method"].to_list() == variants
 
 
 def test_metrics_file_holds_the_frame_and_a_fingerprint_and_is_reproducible(run: Path) -> None:

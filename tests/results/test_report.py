@@ -12,7 +12,7 @@ from pipeline.results.figures import BINS, lambda_counts, lambda_histogram
 from pipeline.results.report import write_report
 from pipeline.store.files import write_json
 
-from .run_factory import FakeSet, minimal_run, predicted_part, study_run, write_part
+from .run_factory import FakeSet, minimal_run, predicted_part, settings_of, study_run, write_part
 
 VOID = {"meta", "link", "br", "wbr", "img", "input", "hr"}
 HOSTILE = "<script>alert(1)</script>"
@@ -158,6 +158,22 @@ def test_no_method_better_than_the_generalist_is_said_plainly(tmp_path: Path) ->
     predicted_part(run, "generalist", "pbc", 0, [0, 1], [0, 1], [0, 1])
     predicted_part(run, "t3", "pbc", 0, [0, 1], [0, 0], [0, 1])
     assert "No method is better than the generalist" in write_report(run).read_text(encoding="utf-8")
+
+
+def test_a_method_that_looks_at_labels_is_marked_and_never_the_best(tmp_path: Path) -> None:
+    run = minimal_run(tmp_path, {"pbc": None}, ["generalist", "soup", "oracle"])
+    true = [0, 0, 1, 1]
+    for method, predicted in {"generalist": [0] * 4, "soup@0000000a": [0, 0, 0, 1], "oracle": true}.items():
+        predicted_part(run, method, "pbc", 0, range(4), predicted, true)
+    settings_of(run, "soup@0000000a", alpha=0.4)
+    html = write_report(run).read_text(encoding="utf-8")
+    text = " ".join(Page(html).text.split())
+    assert "soup (alpha=0.4) has the best mean accuracy: 75.00 %, 25.00 points above the generalist" in text
+    best = re.findall(r'<tr class="best">(.*?)</tr>', html, re.DOTALL)
+    assert best
+    assert all("soup (alpha=0.4)" in row and "oracle" not in row for row in best)
+    assert re.search(r"oracle\s*<span class=\"mark\">looks at labels</span>", html)
+    assert not re.search(r"(soup \(alpha=0\.4\)|generalist)\s*<span class=\"mark\">looks at labels</span>", html)
 
 
 def test_a_run_without_predictions_writes_no_report(tmp_path: Path) -> None:

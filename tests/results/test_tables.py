@@ -13,7 +13,7 @@ from pipeline.results.metrics import evaluate_run
 from pipeline.results.summary import find_answer, method_means
 from pipeline.results.tables import ledger_table, results_json, results_table
 
-from .run_factory import minimal_run, predicted_part, study_run, totals
+from .run_factory import minimal_run, predicted_part, settings_of, study_run, totals
 
 
 def shown(table: Table, width: int = 200) -> str:
@@ -47,6 +47,35 @@ def test_best_accuracy_of_each_set_is_bold(study: tuple[Path, pl.DataFrame]) -> 
     expected = study[1].with_columns(best=pl.col("accuracy") == pl.col("accuracy").max().over("evaluation_set"))
     bold = [getattr(cell, "style", "") == "bold" for cell in column]
     assert bold == [bool(best) for best in expected["best"].fill_null(value=False)]
+
+
+def with_an_oracle(run: Path) -> Path:
+    """A run in which only a method that looks at labels makes no error."""
+    run = minimal_run(run, {"pbc": None}, ["generalist", "soup", "oracle"])
+    true = [0, 0, 1, 1]
+    for method, predicted in {"generalist": [0] * 4, "soup@0000000a": [0, 0, 0, 1], "oracle": true}.items():
+        predicted_part(run, method, "pbc", 0, range(4), predicted, true)
+    settings_of(run, "soup@0000000a", alpha=0.4)
+    return run
+
+
+def test_a_method_that_looks_at_labels_is_dimmed_and_never_bold(tmp_path: Path) -> None:
+    table = results_table(evaluate_run(with_an_oracle(tmp_path)))
+    methods, accuracies = (list(column.cells) for column in table.columns[1:3])
+    assert [str(cell) for cell in methods] == ["generalist", "soup (alpha=0.4)", "oracle"]
+    assert [str(cell) for cell in accuracies] == ["50.00", "75.00", "100.00"]
+    for cells in (methods, accuracies):
+        assert [cell.style for cell in cells] == ["", "bold", "dim"]  # type: ignore[union-attr]
+
+
+def test_a_method_that_looks_at_labels_is_never_the_answer(tmp_path: Path) -> None:
+    answer = find_answer(evaluate_run(with_an_oracle(tmp_path / "a")))
+    assert answer is not None
+    assert (answer.best.method, answer.best_balanced.method, answer.points) == ("soup@0000000a", "soup@0000000a", 25.0)
+    assert answer.equals == ()
+    alone = minimal_run(tmp_path / "b", {"pbc": None}, ["oracle"])
+    predicted_part(alone, "oracle", "pbc", 0, range(2), [0, 1], [0, 1])
+    assert find_answer(evaluate_run(alone)) is None
 
 
 def test_markup_in_names_is_shown_as_written(tmp_path: Path) -> None:
@@ -87,6 +116,23 @@ def test_batches_larger_than_the_tile_do_not_count_as_more_models() -> None:
 def test_a_method_read_from_evidence_has_no_cost() -> None:
     row = ledger_rows(ledger({}, t3=totals({}, 0, 0, 0, 0, 0.0)))[0]
     assert row.cost is None
+
+
+def test_cost_of_sources_counts_every_one_of_them() -> None:
+    stage_one = totals({"site-a": 10, "site-b": 10, "site-c": 10}, 320, 0, 0, 10, 1.0)
+    rows = ledger_rows(ledger(stage_one, t3=totals({"merged": 10}, 320, 10, 0, 10, 1.0)))
+    assert [row.cost for row in rows] == [3.0, 1.0]
+    columns = [str(column.header) for column in ledger_table(ledger(stage_one)).columns]
+    assert columns[1:] == ["Cost", "site-a", "site-b", "site-c", "Text", "Merges", "Skipped"]
+
+
+def test_the_unit_counts_rejected_images_as_well() -> None:
+    """A tile is paid for whether or not its images are good: B is what one model needs for the images it was given."""
+    stage_one = totals({"generalist": 10, "expert": 10}, 320, 0, 0, 10, 1.0)
+    half = totals({"merged": 10}, 320, 10, 0, 10, 1.0)
+    half["counts"] |= {"samples": 160, "rejected": 160}
+    rows = ledger_rows(ledger(stage_one, t3=half))
+    assert [row.cost for row in rows] == [2.0, 1.0]
 
 
 def test_ledger_table_shows_calls_and_cost(study: tuple[Path, pl.DataFrame]) -> None:

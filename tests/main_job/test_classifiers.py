@@ -1,0 +1,348 @@
+"""Image classifiers with a linear head through the whole job; the oracle is plain timm with the files on disk."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file
+from scipy.special import log_softmax, softmax
+
+from pipeline.archives.synthetic import SyntheticSource
+from pipeline.drivers.finetune import finetune
+from pipeline.drivers.ingest import ingest
+from pipeline.engines.local import LocalEngine
+from pipeline.manifest import Manifest, load_manifest
+from pipeline.stages.selection import select_methods
+from tests.main_job.conftest import CommandLine
+from tests.main_job.factory import (
+    MANIFEST,
+    chosen,
+    matrix,
+    numpy_weights,
+    read_answers,
+    read_evidence,
+    read_parts,
+    run_both,
+    run_infer,
+    single_precision,
+)
+
+IMAGES, CLASSES = 150, 4
+ROLES = ("generalist", "expert")
+SOUP: dict[str, Any] = {"name": "soup", "alpha": 0.4}
+DECOUPLED = {"name": "entropy-adaptive", "temperature": 0.5, "temperature_head": 0.1}
+METHODS: list[Any] = ["generalist", "expert", "ensemble", "t3-batch", SOUP, "ties", DECOUPLED, "dawin"]
+CONFIGS: dict[str, dict[str, Any]] = {
+    "resnet": {
+        "architecture": "resnet10t",
+        "num_classes": CLASSES,
+        "model_args": {"stem_width": 8},
+        "pretrained_cfg": {"input_size": [3, 28, 28], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]},
+    },
+    "vit": {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": CLASSES,
+        "model_args": {"img_size": 28, "patch_size": 7, "depth": 1, "embed_dim": 24, "num_heads": 2},
+    },
+}
+HEADS = {"resnet": "fc.", "vit": "head."}
+NORMALISATION = {"resnet": ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)), "vit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
+Weights = dict[str, NDArray[np.float64]]
+
+
+def cells(count: int, seed: int, site: str = "a") -> list[dict[str, Any]]:
+    return [{"name": "cells", "source": {"kind": "synthetic", "count": count, "seed": seed, "site": site}}]
+
+
+def write_study(folder: Path, config: dict[str, Any], **entries: Any) -> Path:
+    """A pair of classifiers, how both are trained, and the set on which they are compared."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tiny.json").write_text(json.dumps(config))
+    epochs = 10 if "vit" in config["architecture"] else 2
+    training = {"epochs": epochs, "learning_rate": 5e-3, "batch_size": 16, "patience": 10, "threads": 1}
+    content: dict[str, Any] = {
+        "name": "classifiers",
+        "output": "run",
+        "archives": "archives",
+        "pair": {"architecture": "tiny.json", **{role: f"./{role}.safetensors" for role in ROLES}},
+        "methods": METHODS,
+        "part_rows": 64,
+        "compute": {"device": "cpu"},
+        "evaluation_sets": cells(IMAGES, seed=11),
+        "finetune": {
+            "generalist": training
+            | {"init": "random", "train": cells(256, seed=1, site="c"), "validation": cells(32, seed=2, site="c")},
+            "expert": training | {"init": "generalist", "train": cells(256, seed=3), "validation": cells(32, seed=4)},
+        },
+        **entries,
+    }
+    (folder / MANIFEST).write_text(yaml.safe_dump(content, sort_keys=False))
+    return folder / MANIFEST
+
+
+def trained_and_run(path: Path) -> Manifest:
+    manifest = load_manifest(path)
+    assert [item.role for item in finetune(manifest)] == ["generalist", "expert"]
+    ingest(manifest, LocalEngine(manifest))
+    return run_both(manifest)
+
+
+class PlainTimm:
+    """timm by itself: pixels normalised by hand, weights strictly loaded under timm's own names."""
+
+    def __init__(self, backbone: str, images: dict[int, Image.Image], classes: int = CLASSES) -> None:
+        config = CONFIGS[backbone]
+        self.model = timm.create_model(config["architecture"], num_classes=classes, **config["model_args"]).eval()
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMALISATION[backbone])
+        self._pixels = {
+            row: (torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1) / 255 - mean) / std
+            for row, image in images.items()
+        }
+
+    @torch.inference_mode()
+    def logits(self, state: Weights, rows: list[int]) -> NDArray[np.float64]:
+        torch.set_num_threads(1)
+        own = self.model.state_dict()
+        self.model.load_state_dict({key: value.to(own[key].dtype) for key, value in single_precision(state).items()})
+        logits: NDArray[np.float64] = self.model(torch.stack([self._pixels[row] for row in rows])).double().numpy()
+        return logits
+
+
+def interpolated(pair: list[Weights], lam: float) -> Weights:
+    """(1-λ)·θ_pt + λ·θ_ft, but counters, which are the generalist's."""
+    return {
+        key: own if key.endswith("num_batches_tracked") else (1 - lam) * own + lam * pair[1][key]
+        for key, own in pair[0].items()
+    }
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def backbone(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def run(backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """A trained pair and a run of both stages. Not to be written to."""
+    return trained_and_run(write_study(tmp_path_factory.mktemp(backbone), CONFIGS[backbone]))
+
+
+@pytest.fixture(scope="module")
+def pair(run: Manifest) -> list[Weights]:
+    return [numpy_weights(Path(str(run.checkpoints[role]))) for role in ROLES]
+
+
+@pytest.fixture(scope="module")
+def plain(backbone: str) -> PlainTimm:
+    source = SyntheticSource(IMAGES, seed=11)
+    return PlainTimm(backbone, {item.index: item.image for item in source.read(0, IMAGES) if item.image is not None})
+
+
+def read_plan(manifest: Manifest, method: str) -> list[dict[str, Any]]:
+    item = chosen(manifest, method)
+    assert item.rule is not None
+    assert item.grouping is not None
+    root = Path(manifest.output) / "coefficients" / item.rule.folder / "cells" / "batches"
+    batches: list[dict[str, Any]] = read_parts(root / item.grouping.folder).to_pylist()
+    return batches
+
+
+def answers(manifest: Manifest, method: str) -> NDArray[np.float64]:
+    """Probabilities [N, C] by row, which are 0..N-1 as nothing is rejected."""
+    found = read_answers(manifest, chosen(manifest, method).key)
+    assert found["row"].to_pylist() == list(range(IMAGES))
+    return matrix(found, "probabilities")
+
+
+def test_the_models_differ_from_one_another_and_from_a_constant(run: Manifest) -> None:
+    """Else the comparisons below would say nothing."""
+    first, second = (answers(run, role) for role in ROLES)
+    assert np.abs(first - second).max() > 0.05
+    assert min(np.ptp(found, axis=0).max() for found in (first, second)) > 0.05
+
+
+def test_evidence_is_what_plain_timm_says_with_the_files_on_disk(
+    run: Manifest, pair: list[Weights], plain: PlainTimm
+) -> None:
+    evidence = read_evidence(run)
+    for role, weights in zip(ROLES, pair, strict=True):
+        expected = plain.logits(weights, list(range(IMAGES)))
+        np.testing.assert_allclose(matrix(evidence, f"logits_{role}"), expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(answers(run, role), softmax(expected, axis=1), rtol=0, atol=1e-5)
+
+
+def test_a_batch_is_answered_by_timm_with_interpolated_weights(
+    run: Manifest, pair: list[Weights], plain: PlainTimm
+) -> None:
+    found, batches = answers(run, "t3-batch"), read_plan(run, "t3-batch")
+    assert len({batch["lambda"] for batch in batches}) > 2
+    for batch in batches:
+        expected = softmax(plain.logits(interpolated(pair, batch["lambda"]), batch["rows"]), axis=1)
+        np.testing.assert_allclose(found[batch["rows"]], expected, rtol=0, atol=1e-5)
+
+
+def test_a_sample_is_answered_by_timm_at_its_own_lambda(run: Manifest, pair: list[Weights], plain: PlainTimm) -> None:
+    evidence = read_evidence(run)
+    log_p = [log_softmax(matrix(evidence, f"logits_{role}"), axis=1) for role in ROLES]
+    certainty = np.exp(np.stack([(np.exp(own) * own).sum(axis=1) for own in log_p], axis=1))
+    lambdas = certainty[:, 1] / certainty.sum(axis=1)
+    stored = read_answers(run, chosen(run, "dawin").key)["lambda"].to_numpy()
+    np.testing.assert_allclose(stored, lambdas, rtol=0, atol=1e-6)
+    found = answers(run, "dawin")
+    for row in range(0, IMAGES, 7):
+        expected = softmax(plain.logits(interpolated(pair, lambdas[row]), [row]), axis=1)
+        np.testing.assert_allclose(found[[row]], expected, rtol=0, atol=1e-5)
+
+
+def test_backbone_and_head_are_merged_with_weights_of_their_own(
+    run: Manifest, backbone: str, pair: list[Weights], plain: PlainTimm
+) -> None:
+    found, batches = answers(run, "entropy-adaptive"), read_plan(run, "entropy-adaptive")
+    for batch in batches:
+        (_, encoder), (_, head) = batch["weights_encoder"], batch["weights_head"]
+        assert batch["lambda"] == encoder
+        body, last = interpolated(pair, encoder), interpolated(pair, head)
+        layer = [key for key in body if key.startswith(HEADS[backbone])]
+        assert len(layer) == 2
+        expected = softmax(plain.logits(body | {key: last[key] for key in layer}, batch["rows"]), axis=1)
+        np.testing.assert_allclose(found[batch["rows"]], expected, rtol=0, atol=1e-5)
+    assert max(abs(batch["weights_encoder"][1] - batch["weights_head"][1]) for batch in batches) > 0.01
+
+
+def test_the_soup_is_timm_with_the_weights_of_both(run: Manifest, pair: list[Weights], plain: PlainTimm) -> None:
+    expected = softmax(plain.logits(interpolated(pair, 0.4), list(range(IMAGES))), axis=1)
+    np.testing.assert_allclose(answers(run, "soup"), expected, rtol=0, atol=1e-5)
+
+
+def test_a_merged_checkpoint_loads_in_plain_timm(
+    run: Manifest, pair: list[Weights], plain: PlainTimm, tmp_path: Path, command_line: CommandLine
+) -> None:
+    manifest, out = Path(run.output).parent / MANIFEST, tmp_path / "soup.safetensors"
+    code, printed, err = command_line(
+        "merge", str(manifest), "--method", "soup", "--set", "alpha=0.4", "--out", str(out), "--json"
+    )
+    assert code == 0, err
+    assert json.loads(printed)["card"]["merge"]["lambda"] == 0.4
+    merged = load_file(out)
+    assert {key: value.dtype for key, value in merged.items()} == {
+        key: value.dtype for key, value in plain.model.state_dict().items()
+    }
+    for key, expected in interpolated(pair, 0.4).items():
+        np.testing.assert_allclose(merged[key].double().numpy(), expected, rtol=1e-6, atol=1e-6)
+    logits = plain.logits(numpy_weights(out), list(range(IMAGES)))
+    np.testing.assert_allclose(softmax(logits, axis=1), answers(run, "soup"), rtol=0, atol=1e-5)
+
+
+def test_the_ledger_counts_no_text(run: Manifest) -> None:
+    ledger = json.loads((Path(run.output) / "run.json").read_text())["ledger"]
+    totals = [ledger["precompute"], *ledger["infer"].values()]
+    assert [sum(total["counts"]["text_forward_calls"].values()) for total in totals] == [0] * (1 + len(METHODS))
+    tiles = 2 + 2 + 1
+    assert ledger["precompute"]["counts"]["image_forward_calls"] == {"generalist": tiles, "expert": tiles, "merged": 0}
+    for item in select_methods(run):
+        calls = ledger["infer"][item.key]["counts"]["image_forward_calls"]
+        forwards = {"source": 0, "ensemble": 0, "batch": tiles, "static": tiles}[item.method.combination]
+        assert calls == {"generalist": 0, "expert": 0, "merged": IMAGES if item.method.name == "dawin" else forwards}
+
+
+def test_online_leaves_the_predictions_of_the_cached_way(run: Manifest, backbone: str, tmp_path: Path) -> None:
+    folder = Path(run.output).parent
+    checkpoints = {role: str(folder / f"{role}.safetensors") for role in ROLES}
+    path = write_study(
+        tmp_path,
+        CONFIGS[backbone],
+        archives=run.archives,
+        pair={"architecture": "tiny.json", **checkpoints},
+        methods=["t3-batch", DECOUPLED],
+    )
+    online = load_manifest(path)
+    run_infer(online, online=True)
+    for item in select_methods(online):
+        files = [
+            {
+                part.name: part.read_bytes()
+                for part in (Path(manifest.output) / "predictions" / item.key).rglob("part-*")
+            }
+            for manifest in (online, run)
+        ]
+        assert files[0] == files[1]
+        assert len(files[0]) == 3
+
+
+@pytest.mark.parametrize("command", ["validate", "precompute"])
+def test_a_set_of_another_class_count_is_one_line(run: Manifest, command: str, command_line: CommandLine) -> None:
+    path = Path(run.output).parent / "three.yaml"
+    content = yaml.safe_load((path.parent / MANIFEST).read_text())
+    item = {"name": "three", "source": {"kind": "synthetic", "count": 4, "classes": 3}}
+    path.write_text(yaml.safe_dump(content | {"evaluation_sets": [item], "output": "three"}))
+    engine = () if command == "validate" else ("--engine", "local")
+    if command == "precompute":
+        assert command_line("ingest", str(path), "--engine", "local")[0] == 0
+    code, _, err = command_line(command, str(path), *engine)
+    assert (code, len(err.splitlines())) == (2, 1), err
+    assert "evaluation set 'three': has 3 classes, but the models' heads have 4" in err
+
+
+def test_a_set_that_orders_its_classes_otherwise_is_one_line(run: Manifest, command_line: CommandLine) -> None:
+    """A linear head knows its classes by position: names in another order would be other classes."""
+    path = Path(run.output).parent / "reordered.yaml"
+    content = yaml.safe_load((path.parent / MANIFEST).read_text())
+    names = list(SyntheticSource(1, 0).class_names)
+    content["evaluation_sets"][0]["class_names"] = names[::-1]
+    path.write_text(yaml.safe_dump(content | {"output": "reordered"}))
+    code, _, err = command_line("precompute", str(path), "--engine", "local")
+    assert (code, len(err.splitlines())) == (2, 1), err
+    assert f"its classes are {', '.join(names[::-1])}, but the models' heads were trained on {', '.join(names)}" in err
+
+
+def test_checkpoints_and_sets_of_another_class_count_are_a_line_each(
+    run: Manifest, backbone: str, tmp_path: Path, command_line: CommandLine
+) -> None:
+    folder = Path(run.output).parent
+    path = write_study(
+        tmp_path,
+        CONFIGS[backbone] | {"num_classes": 7},
+        pair={"architecture": "tiny.json", **{role: str(folder / f"{role}.safetensors") for role in ROLES}},
+    )
+    code, _, err = command_line("validate", str(path))
+    assert code == 2
+    lines = err.splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["pair.generalist", "pair.expert", "evaluation set 'cells'"]
+
+
+def test_classifiers_of_real_images(tmp_path: Path, data_root: Path) -> None:
+    def breast(split: str, limit: int) -> list[dict[str, Any]]:
+        source = {"kind": "medmnist", "flag": "breastmnist", "split": split, "limit": limit}
+        return [{"name": "breast", "source": source}]
+
+    training = {"epochs": 2, "learning_rate": 2e-3, "batch_size": 16, "threads": 1}
+    sets = {"train": breast("train", 96), "validation": breast("val", 32)}
+    path = write_study(
+        tmp_path,
+        CONFIGS["resnet"] | {"num_classes": 2},
+        data_root=str(data_root),
+        evaluation_sets=breast("test", 156),
+        finetune={
+            "generalist": training | sets | {"init": "random", "epochs": 1},
+            "expert": training | sets | {"init": "generalist"},
+        },
+    )
+    manifest = trained_and_run(path)
+    with np.load(data_root / "medmnist" / "breastmnist.npz") as arrays:
+        images = {row: Image.fromarray(image) for row, image in enumerate(arrays["test_images"])}
+        labels = arrays["test_labels"].reshape(-1).tolist()
+    plain = PlainTimm("resnet", images, classes=2)
+    evidence = read_evidence(manifest, "breast")
+    assert evidence["label"].to_pylist() == labels
+    for role in ROLES:
+        expected = plain.logits(numpy_weights(tmp_path / f"{role}.safetensors"), sorted(images))
+        np.testing.assert_allclose(matrix(evidence, f"logits_{role}"), expected, rtol=1e-5, atol=1e-5)
+    for item in select_methods(manifest):
+        assert read_answers(manifest, item.key, "breast")["row"].to_pylist() == sorted(images)
