@@ -47,7 +47,9 @@ def check_settings(method: Method, given: Mapping[str, Any]) -> dict[str, Value]
                 values[name] = known[name].parse(value)
             except ValueError as error:
                 raise ValueError(f"{method.name}: {error}") from None
-        elif method.rule is not None and is_user_rule(method.rule) and isinstance(value, int | float | str):
+        elif method.rule is not None and is_user_rule(method.rule):
+            if not isinstance(value, int | float | str):
+                raise ValueError(f"{method.name}: {name} must be a number or text, got {value!r}")
             values[name] = value
         else:
             listed = ", ".join(known) or "none"

@@ -23,7 +23,7 @@ from pipeline.methods import GROUPINGS, METHODS, RULE_NAMES, unmet_needs
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 ROLES = ("generalist", "expert")
 # What stands beside source names in ledgers and fingerprints.
-RESERVED = frozenset({"merged", "architecture", "preprocessing", "class_names", "prompts", "text_tower"})
+RESERVED = frozenset({"merged", "sources", "architecture", "preprocessing", "class_names", "prompts", "text_tower"})
 
 
 class Section(BaseModel):

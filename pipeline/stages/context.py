@@ -28,14 +28,14 @@ class ModelsIdentity:
     preprocessing: str
 
     def as_inputs(self) -> dict[str, str]:
-        """The digests by name, and the order of the sources where it is not the usual one.
-
-        Weights per source are stored in that order, and sums depend on it in their last bits.
-        """
-        names = list(self.weights)
-        usual = [*(role for role in ROLES if role in names), *sorted(set(names) - set(ROLES))]
-        order = {} if names == usual else {"order of sources": ", ".join(names)}
-        return {**self.weights, "architecture": self.architecture, "preprocessing": self.preprocessing, **order}
+        """The digests by name, and the order of the sources: weights per source are stored in it."""
+        order = ", ".join(self.weights)
+        return {
+            **self.weights,
+            "sources": order,
+            "architecture": self.architecture,
+            "preprocessing": self.preprocessing,
+        }
 
 
 @dataclass(frozen=True, slots=True)
