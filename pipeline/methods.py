@@ -130,6 +130,9 @@ _RULES = (
         needs=(PAIR, LABELS),
     ),
 )
+USER_LABELS = Setting(
+    "labels", "hidden", "given: the rule may look at labels, and is then for analysis only", choices=("hidden", "given")
+)
 _OF_RULE = MappingProxyType({rule.name: rule for rule in _RULES})
 
 ALPHA = Setting("alpha", 0.5, "weight of the expert", minimum=0, maximum=1)
@@ -278,7 +281,8 @@ def user_method(reference: str) -> Method:
     suffixes = sorted((grouping for grouping in GROUPINGS.values()), key=lambda found: -len(found.suffix))
     grouping = next(found for found in suffixes if reference.endswith(found.suffix))
     rule = reference.removesuffix(grouping.suffix) if grouping.suffix else reference
-    return rule_method(_Rule(rule, f"λ = {rule}(evidence)", "the user's own function"), grouping)
+    described = _Rule(rule, f"λ = {rule}(evidence)", "the user's own function", settings=(USER_LABELS,))
+    return rule_method(described, grouping)
 
 
 def unmet_needs(method: Method, models: Collection[str]) -> list[str]:

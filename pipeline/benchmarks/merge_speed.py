@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pipeline.merging.distances import IMAGE_SIDE
 from pipeline.merging.segment import Segment
 from pipeline.models.architectures import load_architecture
-from pipeline.models.scorer import IMAGE_TOWER
 
 PERTURBATION = 0.01
 MAX_THREE_SOURCES_RATIO = 1.3
@@ -94,7 +94,7 @@ def _perturbed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(IMAGE_TOWER): value for key, value in state.items() if key.startswith(IMAGE_TOWER)}
+    return {key.removeprefix(IMAGE_SIDE): value for key, value in state.items() if key.startswith(IMAGE_SIDE)}
 
 
 def _text(result: Mapping[str, Any]) -> str:

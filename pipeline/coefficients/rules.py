@@ -162,7 +162,9 @@ def _mapped(js: NDArray[np.float64], settings: T3Settings) -> NDArray[np.float64
     if settings.mapping == "sigmoid":
         sigmoid: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-settings.gamma * js))
         return sigmoid
-    # 2σ(x) - 1 = tanh(x/2), which keeps its digits where x is small.
+    # 2σ(x) - 1 = tanh(x/2), which keeps its digits where x is small; where that is 0, its limit is a line.
+    if np.tanh(0.5 * settings.gamma * LN2) == 0.0:
+        return js / LN2
     rescaled: NDArray[np.float64] = np.tanh(0.5 * settings.gamma * js) / np.tanh(0.5 * settings.gamma * LN2)
     return rescaled
 

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 type StreamKind = Literal["arrival", "iid", "dirichlet", "temporal"]
 
+BY_LABEL = frozenset({"dirichlet", "temporal"})
+"""Streams that are made from labels."""
+
 ACCEPTED = "arrival, iid, temporal or dirichlet(ALPHA) with ALPHA > 0, such as dirichlet(0.05)"
 
 

@@ -54,7 +54,9 @@ def infer(
         _run(context, engine, missing, summary, online=online)
         for selected in _of(methods, "grid"):
             for item in manifest.evaluation_sets:
-                commit_oracle(context, item.name, selected)
+                written, kept = commit_oracle(context, item.name, selected)
+                summary.computed += written
+                summary.skipped += kept
         totals = _record(context, methods)
         context.directory.update_record(state="inferred", ledger={STAGE: totals})
         summary.totals = totals
@@ -68,6 +70,8 @@ def _choose_methods(manifest: Manifest, names: Sequence[str], *, online: bool) -
     others = [selected.method.name for selected in chosen if selected.method.combination != "batch"]
     if names and others:
         raise ManifestError(f"--online: {', '.join(others)} needs no λ to be cached; leave out --online, or the method")
+    if not _of(chosen, "batch"):
+        raise ManifestError("--online: none of the manifest's methods merges per batch; leave out --online")
     return _of(chosen, "batch")
 
 
@@ -128,18 +132,21 @@ def _missing_slices(
 
 
 def _missing_parts(context: RunContext, methods: Sequence[Selected], summary: Summary) -> list[WorkItem]:
-    """Archive parts that a static merge has not scored yet, or a grid of λ."""
+    """Archive parts that a static merge has not scored yet, or a grid of λ, whose predictions come afterwards."""
     missing = []
     for selected in methods:
-        path_of = context.directory.grid if selected.method.combination == "grid" else context.directory.predictions
+        is_grid = selected.method.combination == "grid"
+        path_of = context.directory.grid if is_grid else context.directory.predictions
         for item in context.manifest.evaluation_sets:
             archive = context.archive(item.name)
             for part in range(archive.parts):
                 fingerprint = context.part_fingerprint(item.name, archive, part, selected)
-                if part_state(path_of(selected.variant, item.name, part), fingerprint) is not PartState.COMMITTED:
+                path = path_of(selected.variant, item.name, part)
+                rows = covered_rows(context.directory.evidence(item.name, part))
+                if part_state(path, fingerprint, rows=rows) is not PartState.COMMITTED:
                     missing.append(WorkItem(item.name, part, selected.key))
-            summary.skipped += archive.parts
-    summary.skipped -= len(missing)
+                elif not is_grid:
+                    summary.skipped += 1
     return missing
 
 

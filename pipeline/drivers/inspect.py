@@ -63,18 +63,13 @@ def inspect_run(directory: RunDirectory) -> dict[str, Any]:
         "methods": manifest["methods"],
         "absent": [
             f"predictions/{method}/{name}"
-            for method in manifest["methods"]
+            for method in record.get("variants", manifest["methods"])
             for name in expected
-            if not any(_is_predictions(key, method, name) for key in tables)
+            if f"predictions/{method}/{name}" not in tables
         ]
         + [f"evidence/{name}" for name in expected if f"evidence/{name}" not in tables],
         "tables": tables,
     }
-
-
-def _is_predictions(table: str, method: str, name: str) -> bool:
-    kind, *rest = table.split("/")
-    return kind == "predictions" and rest[0].split("@")[0] == method and rest[-1] == name
 
 
 def _archive_parts(manifest: dict[str, Any], name: str) -> int | None:
@@ -86,7 +81,7 @@ def _archive_parts(manifest: dict[str, Any], name: str) -> int | None:
 
 def _expected_parts(table: tuple[str, ...], expected: dict[str, int | None]) -> int | None:
     """Parts that a table must have: one per archive part for evidence, samples and predictions, else not known."""
-    if table[0] in {"evidence", "predictions"}:
+    if table[0] in {"evidence", "predictions", "grid"}:
         return expected.get(table[-1])
     if table[0] == "coefficients" and table[-1] == "samples":
         return expected.get(table[-2])

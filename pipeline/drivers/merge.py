@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from pipeline.drivers.opening import open_models, require_models
-from pipeline.errors import ManifestError
-from pipeline.manifest.entries import check_entry
+from pipeline.errors import ManifestError, one_line
+from pipeline.manifest.entries import check_settings, find_method
 from pipeline.manifest.schema import Manifest
 from pipeline.methods import METHODS
 from pipeline.models.checkpoints import digest_weights, published_layout, write_checkpoint
-from pipeline.models.publications import CARD_KEY
+from pipeline.models.publications import CARD_KEY, read_card
 from pipeline.stages.selection import Selected, select, select_methods
 from pipeline.stages.static import merge_statically
 
@@ -29,6 +31,7 @@ def merge(
     """
     if out.suffix != SUFFIX:
         raise ManifestError(f"--out: must end in {SUFFIX}, got {out}")
+    _require_writable(manifest, out)
     selected = _choose(manifest, method, settings, lam)
     require_models(manifest, [selected])
     models = open_models(manifest)
@@ -48,10 +51,20 @@ def merge(
     }
     if models.class_names is not None:
         card["class_names"] = list(models.class_names)
-    write_checkpoint(
-        out, published_layout(models.model, state), {CARD_KEY: json.dumps(card, sort_keys=True, ensure_ascii=False)}
-    )
+    header = {CARD_KEY: json.dumps(card, sort_keys=True, ensure_ascii=False)}
+    try:
+        write_checkpoint(out, published_layout(models.model, state), header)
+    except (OSError, SafetensorError) as error:
+        raise ManifestError(f"--out: {out} cannot be written ({one_line(error)}); give another file") from error
     return card
+
+
+def _require_writable(manifest: Manifest, out: Path) -> None:
+    """Nothing but an earlier export is ever overwritten."""
+    if out.resolve() in {Path(reference).resolve() for reference in manifest.checkpoints.values() if reference}:
+        raise ManifestError(f"--out: {out} is a checkpoint of this manifest; give another file")
+    if out.is_dir() or (out.exists() and "merge" not in read_card(out)):
+        raise ManifestError(f"--out: {out} is there already, and no earlier export; give another file")
 
 
 def _choose(manifest: Manifest, method: str | None, settings: Sequence[str], lam: float | None) -> Selected:
@@ -66,7 +79,8 @@ def _choose(manifest: Manifest, method: str | None, settings: Sequence[str], lam
         return select(manifest, METHODS["soup"], {"alpha": lam})
     given = _parse(settings)
     try:
-        found, values = check_entry({"name": method, **given}, manifest.checkpoints)
+        found = find_method(method, manifest.checkpoints)
+        values = check_settings(found, given)
     except ValueError as error:
         raise ManifestError(f"--method: {error}") from error
     if found.combination != "static":

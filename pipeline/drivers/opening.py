@@ -6,11 +6,10 @@ from importlib import metadata
 from pathlib import Path
 
 from pipeline.archives.archive import Archive
-from pipeline.coefficients.streams import parse_order
 from pipeline.engines.engine import Engine
 from pipeline.errors import ArchiveError, ManifestError, NumericKindError, PipelineError, ProblemsError
 from pipeline.manifest.schema import EvaluationSet, Manifest
-from pipeline.methods import LABELS, is_user_rule, unmet_needs
+from pipeline.methods import is_user_rule, unmet_needs
 from pipeline.models.architectures import AnyArchitecture
 from pipeline.models.classifiers import ClassifierArchitecture
 from pipeline.models.sources import SourceModels
@@ -21,7 +20,18 @@ from pipeline.stages.sources import check_declared
 from pipeline.stages.user_rules import UserRule, find_user_rule, probe_user_rule
 from pipeline.store.run_directory import RunDirectory
 
-RECORDED_PACKAGES = ("pipeline", "torch", "open_clip_torch", "numpy", "pyarrow", "polars", "zarr", "ray")
+RECORDED_PACKAGES = (
+    "pipeline",
+    "torch",
+    "open_clip_torch",
+    "numpy",
+    "pyarrow",
+    "polars",
+    "zarr",
+    "ray",
+    "timm",
+    "safetensors",
+)
 
 
 def open_run(
@@ -45,12 +55,13 @@ def open_run(
     if problems:
         raise ProblemsError(problems)
     require_labels(selected, archives)
+    class_counts = {len(archive.class_names) for archive in archives.values()}
     context = RunContext(
         manifest,
         identify(models),
         dict(engine.numeric_kind()),
         {item.key: item for item in selected},
-        _user_rules(selected, {len(archive.class_names) for archive in archives.values()}),
+        find_user_rules(selected, tuple(manifest.checkpoints), class_counts),
     )
     for name, archive in archives.items():
         _check_classes(models, name, context.class_names(name, archive))
@@ -75,16 +86,22 @@ def record_run(context: RunContext, state: str) -> None:
         fingerprints=context.models.as_inputs(),
         class_names=class_names,
         variants=[item.key for item in selected],
+        method_settings={item.key: dict(item.variant.settings) for item in selected},
     )
 
 
 def open_models(manifest: Manifest) -> SourceModels:
-    """All of the manifest's models; :class:`ManifestError` when one of them is not named."""
+    """All of the manifest's models; :class:`ManifestError` when one is not named, or has no text tower to take."""
     for name, reference in manifest.checkpoints.items():
         if reference is None:
             key = manifest.checkpoint_key(name)
             raise ManifestError(f"{manifest.name}: {key} is required for this command; name a checkpoint")
-    return load_manifest_models(manifest)
+    models = load_manifest_models(manifest)
+    if manifest.prompts.text_tower == "generalist" and models.has_text and "generalist" not in models.names:
+        raise ManifestError(
+            f"{manifest.name}: prompts.text_tower is generalist, but there is no such model; set it to merged"
+        )
+    return models
 
 
 def require_models(manifest: Manifest, selected: Sequence[Selected]) -> None:
@@ -93,24 +110,21 @@ def require_models(manifest: Manifest, selected: Sequence[Selected]) -> None:
         for need in unmet_needs(item.method, manifest.checkpoints):
             listed = ", ".join(manifest.checkpoints)
             raise ManifestError(f"{manifest.name}: method {item.method.name!r} needs {need}; the models are {listed}")
-    if manifest.prompts.text_tower == "generalist" and "generalist" not in manifest.checkpoints:
-        raise ManifestError(
-            f"{manifest.name}: prompts.text_tower is generalist, but there is no such model; set it to merged"
-        )
 
 
 def require_labels(selected: Sequence[Selected], archives: Mapping[str, Archive]) -> None:
-    """:class:`ManifestError` when a method needs labels and some image has none."""
+    """:class:`ManifestError` when a method, or the stream that it is given, needs labels and some image has none."""
     for item in selected:
-        order = parse_order(str(item.settings.get("order", "arrival"))).kind
-        if LABELS not in item.method.needs and order not in {"dirichlet", "temporal"}:
+        if not item.sees_labels:
             continue
-        why = f"method {item.method.name!r}" if LABELS in item.method.needs else f"order {item.settings['order']}"
+        order = item.settings.get("order", "arrival")
+        stream = "" if order == "arrival" else f" with order {order}"
         for name, archive in archives.items():
             missing = sum(archive.samples(part)["label"].null_count for part in range(archive.parts))
             if missing:
                 raise ManifestError(
-                    f"evaluation set {name!r}: {why} needs labels, but {missing:,} images have none; "
+                    f"evaluation set {name!r}: method {item.method.name!r}{stream} needs labels, "
+                    f"but {missing:,} images have none; "
                     "leave it out, or label them"
                 )
 
@@ -130,8 +144,8 @@ def require_evaluation_sets(manifest: Manifest) -> None:
         raise ManifestError(f"{manifest.name}: evaluation_sets is empty; list at least one set")
 
 
-def _user_rules(selected: Sequence[Selected], classes: set[int]) -> dict[str, UserRule]:
-    """The user's own rules, found and tried on invented evidence of every class count at work."""
+def find_user_rules(selected: Sequence[Selected], sources: Sequence[str], classes: set[int]) -> dict[str, UserRule]:
+    """The user's own rules, found and tried on invented evidence of these sources and every class count at work."""
     rules: dict[str, UserRule] = {}
     for item in selected:
         reference = item.method.rule
@@ -139,7 +153,7 @@ def _user_rules(selected: Sequence[Selected], classes: set[int]) -> dict[str, Us
             continue
         rules[reference] = find_user_rule(reference, Path.cwd())
         for count in sorted(classes):
-            probe_user_rule(rules[reference], count, item.own_settings())
+            probe_user_rule(rules[reference], sources, count, item.own_settings(), labels=item.gives_labels)
     return rules
 
 

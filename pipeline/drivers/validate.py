@@ -7,7 +7,14 @@ from pathlib import Path
 from pipeline.archives.archive import Archive
 from pipeline.archives.ingest import plan_segments
 from pipeline.archives.source import Source
-from pipeline.drivers.opening import open_models, require_class_count, require_evaluation_sets, require_models
+from pipeline.drivers.opening import (
+    find_user_rules,
+    open_models,
+    require_class_count,
+    require_evaluation_sets,
+    require_labels,
+    require_models,
+)
 from pipeline.drivers.precompute import planned_methods
 from pipeline.errors import PipelineError, ProblemsError
 from pipeline.manifest.schema import EvaluationSet, Manifest
@@ -71,6 +78,11 @@ def _check_methods(manifest: Manifest, *, allow_code: bool) -> str:
     selected = planned_methods(manifest)
     require_models(manifest, selected)
     require_code_allowed(selected, allowed=allow_code)
+    archives = {item.name: archive_path(manifest, item.name) for item in manifest.evaluation_sets}
+    opened = {name: Archive.open(path) for name, path in archives.items() if path.exists()}
+    require_labels(selected, {name: archive for name, archive in opened.items() if not archive.missing_parts()})
+    counts = {len(archive.class_names) for archive in opened.values()} or {2}
+    find_user_rules(selected, tuple(manifest.checkpoints), counts)
     return f"methods: {', '.join(item.key for item in select_methods(manifest))}"
 
 

@@ -1,13 +1,18 @@
 """Entries of ``methods``: the name of a method, or a mapping of its name and settings."""
 
 import difflib
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from pipeline.methods import METHODS, Method, is_user_rule, source_method, user_method
+from pipeline.methods import GROUPINGS, METHODS, Method, is_user_rule, source_method, user_method
 from pipeline.settings import Value
 
+# What stands beside a rule's own settings where they are stored.
+RESERVED = frozenset(
+    {"name", "seed", "window"} | {s.name for grouping in GROUPINGS.values() for s in grouping.settings}
+)
 USER_RULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(-batch|-lambda|-mixture)?")
 
 
@@ -31,6 +36,8 @@ def check_entry(entry: str | Mapping[str, Any], sources: Iterable[str]) -> tuple
     """
     if isinstance(entry, str):
         return find_method(entry, sources), {}
+    if unnamed := [key for key in entry if not isinstance(key, str)]:
+        raise ValueError(f"settings have names, got {unnamed[0]!r}")
     if not isinstance(entry.get("name"), str):
         raise ValueError(f"name is required, got {dict(entry)!r}")  # noqa: TRY004 - as pydantic wants it
     method = find_method(entry["name"], sources)
@@ -48,8 +55,12 @@ def check_settings(method: Method, given: Mapping[str, Any]) -> dict[str, Value]
             except ValueError as error:
                 raise ValueError(f"{method.name}: {error}") from None
         elif method.rule is not None and is_user_rule(method.rule):
-            if not isinstance(value, int | float | str):
-                raise ValueError(f"{method.name}: {name} must be a number or text, got {value!r}")
+            if name in RESERVED:
+                raise ValueError(
+                    f"{method.name}: {name!r} is a word of this program; give the rule's setting another name"
+                )
+            if not isinstance(value, int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+                raise ValueError(f"{method.name}: {name} must be a finite number or text, got {value!r}")
             values[name] = value
         else:
             listed = ", ".join(known) or "none"

@@ -15,13 +15,14 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.coefficients.evidence import EXPERT, GENERALIST
 from pipeline.coefficients.rules import T3Settings
 from pipeline.coefficients.streams import parse_order
 from pipeline.manifest.entries import USER_RULE, check_entries, did_you_mean
 from pipeline.methods import GROUPINGS, METHODS, RULE_NAMES, unmet_needs
 
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-ROLES = ("generalist", "expert")
+ROLES = (GENERALIST, EXPERT)
 # What stands beside source names in ledgers and fingerprints.
 RESERVED = frozenset({"merged", "sources", "architecture", "preprocessing", "class_names", "prompts", "text_tower"})
 

@@ -77,7 +77,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def write_checkpoint(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Commit weights as safetensors, whole or not at all; ``metadata`` goes into the header."""
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=dict(metadata)))
+
+    def write(temporary: Path) -> None:
+        # safetensors makes the file readable to its owner alone; on shared storage it must be like its neighbours.
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file(tensors, temporary, metadata=dict(metadata))
+        temporary.chmod(mode)
+
+    write_atomically(path, write)
 
 
 def published_layout(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

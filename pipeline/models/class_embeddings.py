@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.coefficients.evidence import GENERALIST
 from pipeline.errors import ManifestError
+from pipeline.merging.distances import IMAGE_SIDE
 from pipeline.merging.segment import SUM_TOLERANCE, Segment
 from pipeline.models.sources import SourceModels
-
-GENERALIST = "generalist"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,4 +158,4 @@ def _linear_head(state: Mapping[str, Tensor]) -> ClassHead:
 
 
 def _without_image_tower(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in state.items() if not key.startswith("visual.")}
+    return {key: value for key, value in state.items() if not key.startswith(IMAGE_SIDE)}

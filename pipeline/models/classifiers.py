@@ -17,6 +17,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError, PipelineError, one_line
+from pipeline.merging.distances import IMAGE_SIDE
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.store.fingerprints import digest_json
 
@@ -51,7 +52,7 @@ class LinearClassifier(nn.Module):
     def to_published_layout(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Inverse of :meth:`from_published_layout`: what plain timm loads."""
         theirs = {f"head.{key}": f"{self.classifier}.{key}" for key in self.head.state_dict()}
-        return {theirs.get(key, key.removeprefix("visual.")): value for key, value in state.items()}
+        return {theirs.get(key, key.removeprefix(IMAGE_SIDE)): value for key, value in state.items()}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pipeline.errors import NumericKindError
 # How a user makes each part of the kind equal again; what is absent here cannot be set, only chosen by machine.
 REMEDIES = {
     "threads": "set compute.threads to {expected}",
-    "precision": "set pair.precision to {expected}",
+    "precision": "set precision to {expected}",
     "tile": "set compute.tile to {expected}",
     "device": "run on the same kind of device",
     "torch": "install the same torch version",

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.merging.distances import IMAGE_SIDE
 from pipeline.merging.segment import Segment
 from pipeline.models.class_embeddings import ClassHead
 from pipeline.models.sources import SourceModels
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-IMAGE_TOWER = "visual."
 MERGED = "merged"
 
 
@@ -89,7 +89,7 @@ class Scorer:
 
     def _image_tower(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
-            key.removeprefix(IMAGE_TOWER): value.to(self._dtype) if value.is_floating_point() else value
+            key.removeprefix(IMAGE_SIDE): value.to(self._dtype) if value.is_floating_point() else value
             for key, value in state.items()
-            if key.startswith(IMAGE_TOWER)
+            if key.startswith(IMAGE_SIDE)
         }

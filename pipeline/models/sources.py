@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError, ProblemsError
-from pipeline.models.architectures import AnyArchitecture, load_architecture
+from pipeline.models.architectures import AnyArchitecture, Architecture, load_architecture
 from pipeline.models.checkpoints import Checkpoint, checkpoint_problems, digest_weights, load_checkpoint
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.publications import Publication, stated_preprocessing
@@ -36,6 +36,11 @@ class SourceModels:
     def names(self) -> tuple[str, ...]:
         """Names of the K sources, in the manifest's order."""
         return tuple(self.states)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the heads are made by a text tower, not by a linear layer: prompts and their policy matter then."""
+        return isinstance(self.architecture, Architecture)
 
     def with_single(self, name: str, state: Mapping[str, Tensor]) -> "SourceModels":
         """One model in the same architecture, such as the result of a static merge."""

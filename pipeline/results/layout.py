@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.coefficients.streams import BY_LABEL
 from pipeline.errors import RunDirectoryError
-from pipeline.methods import LABELS, METHODS
+from pipeline.methods import LABELS, METHODS, USER_LABELS
 
 PART_NAME = re.compile(r"part-(\d{5,})\.(?:parquet|json)")
 
@@ -118,10 +119,14 @@ def method_labels(run: Path, methods: Iterable[str]) -> dict[str, str]:
     return {method: label if called[label] == 1 else method for method, label in labels.items()}
 
 
-def needs_labels(method: str) -> bool:
-    """Whether a method looks at labels: it is for analysis only, and no answer to anything."""
+def sees_labels(run: Path, method: str) -> bool:
+    """Whether a method looks at labels, by its rule or by a stream made from them: for analysis, and never the best."""
     known = METHODS.get(method.split("@", maxsplit=1)[0])
-    return known is not None and LABELS in known.needs
+    given = settings(run / "predictions" / method) or {}
+    used = given.get("settings", {})
+    order = str(used.get("grouping", {}).get("order", "arrival")).split("(", maxsplit=1)[0]
+    shown = used.get("rule", {}).get(USER_LABELS.name) == "given"
+    return (known is not None and LABELS in known.needs) or order in BY_LABEL or shown
 
 
 def name_parts(indices: Iterable[int]) -> str:

@@ -17,22 +17,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.coefficients.evidence import GENERALIST
 from pipeline.errors import RunDirectoryError
 from pipeline.results.layout import (
     PredictionFolder,
     conditions,
     method_labels,
     name_parts,
-    needs_labels,
     parts,
     prediction_folders,
     read_run,
+    sees_labels,
 )
 from pipeline.results.rows import RowSet
 from pipeline.store.fingerprints import Fingerprint, digest_json
 from pipeline.store.tables import read_metadata, read_table, write_table
-
-GENERALIST = "generalist"
 
 METRICS_SCHEMA = pa.schema(
     [
@@ -104,7 +103,7 @@ def evaluate_run(run: Path) -> pl.DataFrame:
             names = {
                 "method": method,
                 "label": labels[method],
-                "analysis_only": needs_labels(method),
+                "analysis_only": sees_labels(run, method),
                 "evaluation_set": evaluation_set,
                 "condition": condition_of.get(evaluation_set),
             }
@@ -120,13 +119,16 @@ def evaluate_run(run: Path) -> pl.DataFrame:
 def evaluate_runs(runs: Sequence[Path]) -> pl.DataFrame:
     """Metrics of several runs as one frame, each written to its own run as :func:`evaluate_run` does.
 
-    Where two runs have an evaluation set of the same name, all sets are called ``run/set``.
+    Where two runs have an evaluation set of the same name, all sets are called after their run's path too.
+    :class:`RunDirectoryError` when a run is named twice.
     """
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise RunDirectoryError(f"{', '.join(map(str, runs))}: a run is named twice; name each once")
     frames = [evaluate_run(run) for run in runs]
     named = [name for frame in frames for name in frame["evaluation_set"].unique().to_list()]
     if len(set(named)) < len(named):
         frames = [
-            frame.with_columns(pl.format("{}/{}", pl.lit(run.name), pl.col("evaluation_set")).alias("evaluation_set"))
+            frame.with_columns(pl.format("{}/{}", pl.lit(str(run)), pl.col("evaluation_set")).alias("evaluation_set"))
             for run, frame in zip(runs, frames, strict=True)
         ]
     return pl.concat(frames)

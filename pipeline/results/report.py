@@ -12,10 +12,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from pipeline.coefficients.evidence import GENERALIST
 from pipeline.results.figures import BINS, branch_class, lambda_counts, lambda_histogram
 from pipeline.results.layout import conditions, folder_names, parts, read_run, settings, sort_methods
 from pipeline.results.ledger import cost_text, ledger_rows, model_names
-from pipeline.results.metrics import GENERALIST, evaluate_run
+from pipeline.results.metrics import evaluate_run
 from pipeline.results.summary import find_answer, method_means
 from pipeline.results.tables import decimal, percent, whole
 from pipeline.store.files import write_text

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from pipeline.results.metrics import GENERALIST
+from pipeline.coefficients.evidence import GENERALIST
 
 IN_DOMAIN = "in-domain"
 OUT_OF_DOMAIN = ("base-to-novel", "noise", "digital")

@@ -21,11 +21,15 @@ MERGE_LOOP = "merge-loop"
 
 @dataclass(frozen=True, slots=True)
 class ModelsIdentity:
-    """Digests of all sources' weights by name, of their architecture and their preprocessing."""
+    """Digests of all sources' weights by name, of their architecture and their preprocessing.
+
+    ``has_text``: prompts and the text tower's policy matter to them.
+    """
 
     weights: Mapping[str, str]
     architecture: str
     preprocessing: str
+    has_text: bool
 
     def as_inputs(self) -> dict[str, str]:
         """The digests by name, and the order of the sources: weights per source are stored in it."""
@@ -123,8 +127,8 @@ class RunContext:
 
     def merged_fingerprint(self, selected: Selected) -> Fingerprint:
         """What the weights of a static merge depend on: neither images nor classes."""
-        inputs = {"text_tower": self.manifest.prompts.text_tower, "method": _spell(selected.variant)}
-        return Fingerprint({**self.models.as_inputs(), **inputs})
+        text = {"text_tower": self.manifest.prompts.text_tower} if self.models.has_text else {}
+        return Fingerprint({**self.models.as_inputs(), **text, "method": _spell(selected.variant)})
 
     def merged_head_fingerprint(self, name: str, archive: Archive, selected: Selected) -> Fingerprint:
         """What the head of a static merge depends on."""
@@ -147,12 +151,13 @@ class RunContext:
         return {"embeddings": prompts.embeddings, "curve_tolerance": str(prompts.curve_tolerance)}
 
     def _model_inputs(self, name: str, archive: Archive) -> dict[str, str]:
+        prompts = self.manifest.prompts
+        text = {"prompts": digest_json(prompts.templates), "text_tower": prompts.text_tower}
         return {
             **self.models.as_inputs(),
             **{f"numeric_kind.{part}": value for part, value in self.kind.items()},
             "class_names": digest_json(self.class_names(name, archive)),
-            "prompts": digest_json(self.manifest.prompts.templates),
-            "text_tower": self.manifest.prompts.text_tower,
+            **(text if self.models.has_text else {}),
         }
 
 

@@ -13,6 +13,7 @@ from pipeline.archives.archive import Archive
 from pipeline.models.scorer import Scorer
 from pipeline.stages.context import RunContext
 from pipeline.stages.heads import Heads
+from pipeline.stages.plan import evidence_rows
 from pipeline.stages.scoring import PartLogits, score_part
 from pipeline.stages.selection import Selected
 from pipeline.stages.tables import (
@@ -35,7 +36,7 @@ class GridScorer:
     scorer: Scorer
     heads: Heads
 
-    def score(self, archive: Archive, part: int, selected: Selected, ledger: Ledger) -> PartLogits:
+    def score(self, name: str, archive: Archive, part: int, selected: Selected, ledger: Ledger) -> PartLogits:
         """Logits [G-2, N, C] at the inner λ; each block of images is read once and merged for at each of them."""
         compute, inner = self.context.manifest.compute, grid_lambdas(selected)[1:-1]
         merges = self.scorer.segment.merges
@@ -47,7 +48,14 @@ class GridScorer:
             ]
 
         scored = score_part(
-            archive, part, at_each_lambda, models=len(inner), tile=compute.tile, compute=compute, ledger=ledger
+            archive,
+            part,
+            at_each_lambda,
+            rows=evidence_rows(self.context, name, part),
+            models=len(inner),
+            tile=compute.tile,
+            compute=compute,
+            ledger=ledger,
         )
         ledger.totals["merges"] += self.scorer.segment.merges - merges
         return scored
@@ -78,12 +86,12 @@ def commit_oracle(context: RunContext, name: str, selected: Selected) -> tuple[i
         correct += (logits.argmax(axis=2) == labels_of(samples)).sum(axis=1)
         digests.append(rows_digest(samples))
     best = int(correct.argmax())
-    # The choice depends on the whole set: grown, or with another best λ, every part is written again.
-    rows = digest_json([best, *digests])
     computed = 0
     for part in range(archive.parts):
         path = context.directory.predictions(selected.variant, name, part)
         fingerprint = context.part_fingerprint(name, archive, part, selected)
+        # The choice is the whole set's: with another best λ, every part is written again.
+        rows = digest_json([best, digests[part]])
         if part_state(path, fingerprint, rows=rows) is PartState.COMMITTED:
             continue
         samples, logits = _part_logits(context, name, part, selected)

@@ -22,6 +22,7 @@ from pipeline.models.class_embeddings import (
     fill_templates,
 )
 from pipeline.models.head_curve import HeadCurve, fit_head_curve
+from pipeline.models.scorer import MERGED
 from pipeline.models.sources import SourceModels
 from pipeline.stages.context import RunContext
 from pipeline.stages.selection import embeddings_variant
@@ -162,8 +163,8 @@ def read_heads(table: pa.Table) -> list[HeadRow]:
 
 def count_text(ledger: Ledger, source: HeadSource) -> None:
     """Book the text forwards of ``source`` so far, and begin anew."""
-    ledger.per_model["text_forward_calls"]["merged"] += source.forward_calls
-    ledger.per_model["text_forward_images"]["merged"] += source.forward_prompts
+    ledger.per_model["text_forward_calls"][MERGED] += source.forward_calls
+    ledger.per_model["text_forward_images"][MERGED] += source.forward_prompts
     source.forward_calls = source.forward_prompts = 0
 
 
@@ -171,7 +172,7 @@ def _curve_of_pair(context: RunContext, source: HeadSource) -> tuple[HeadCurve, 
     """Heads from generalist to expert, and whether they are a curve or only its ends."""
     prompts = context.manifest.prompts
     ends = np.array([0.0, 1.0])
-    if prompts.text_tower == "generalist":
+    if prompts.text_tower == "generalist" and context.models.has_text:
         return HeadCurve.through(source, ends, context.weights_at), CURVE
     if prompts.embeddings == CURVE:
         curve = fit_head_curve(source, tolerance=prompts.curve_tolerance, weights_at=context.weights_at)

@@ -18,7 +18,7 @@ from pipeline.stages.scoring import Predictions
 from pipeline.stages.scoring_worker import ScoringWorker
 from pipeline.stages.selection import Selected
 from pipeline.stages.static import StaticScorer
-from pipeline.stages.tables import matrix_from_lists, predictions_table, rejects_table, rows_digest
+from pipeline.stages.tables import matrix_from_lists, predictions_table, rejects_table
 from pipeline.stages.work import Report, WorkItem
 from pipeline.store.files import write_json
 from pipeline.store.fingerprints import Fingerprint
@@ -237,21 +237,23 @@ class InferWorker(ScoringWorker):
         predictions = self._static[1].score(item.evaluation_set, item.part, ledger)
         archive = self.context.archive(item.evaluation_set)
         fingerprint = self.context.part_fingerprint(item.evaluation_set, archive, item.part, selected)
-        return self.commit(item, fingerprint, rows_digest(predictions.table), predictions, ledger)
+        rows = covered_rows(self.context.directory.evidence(item.evaluation_set, item.part))
+        return self.commit(item, fingerprint, rows, predictions, ledger)
 
     def _run_grid(self, item: WorkItem, selected: Selected) -> Report:
         """Commit one part's logits at every λ; which λ is best is known when all parts are there."""
         name, part, directory = item.evaluation_set, item.part, self.context.directory
         archive, ledger = self.context.archive(name), Ledger()
         fingerprint = self.context.part_fingerprint(name, archive, part, selected)
-        scored = GridScorer(self.context, self.scorer, self.heads(name)).score(archive, part, selected, ledger)
+        scored = GridScorer(self.context, self.scorer, self.heads(name)).score(name, archive, part, selected, ledger)
         self.book(ledger)
         stage = f"{STAGE}/{selected.key}"
         write_table(directory.rejects(stage, name, part), scored.rejects, fingerprint)
         write_json(directory.ledger(stage, name, part), ledger.as_json())
         table = grid_table(scored)
-        write_table(directory.grid(selected.variant, name, part), table, fingerprint, {ROWS: rows_digest(table)})
-        return Report(item, samples=len(table), rejected=len(scored.rejects), ledger=ledger)
+        rows = covered_rows(directory.evidence(name, part))
+        write_table(directory.grid(selected.variant, name, part), table, fingerprint, {ROWS: rows})
+        return Report(item, samples=len(table), rejected=len(scored.rejects), ledger=ledger, parts=0)
 
     def _plan(self, name: str, selected: Selected, archive: Archive, window: Window) -> WindowPlan:
         key = (name, selected.key, window.index)

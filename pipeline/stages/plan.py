@@ -1,5 +1,6 @@
 """From evidence to coefficients to batch plans: no image, no model, no forward pass."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,12 @@ def covered_rows(path: Path) -> str:
     return metadata.extra[ROWS]
 
 
+def evidence_rows(context: RunContext, name: str, part: int) -> NDArray[np.int64]:
+    """Rows of an archive part that have evidence: every method answers these, and no others."""
+    rows: NDArray[np.int64] = read_table(context.directory.evidence(name, part), ["row"])["row"].to_numpy()
+    return rows
+
+
 def window_rows(parts: list[str]) -> str:
     """Digest of the rows that a window's batches cover, from those of its parts."""
     return digest_json(parts)
@@ -115,7 +122,8 @@ def _apply_rule(context: RunContext, selected: Selected, evidence: Evidence) -> 
     rule = selected.method.rule
     assert rule is not None
     if rule in context.user_rules:
-        return context.user_rules[rule].apply(evidence, selected.own_settings())
+        shown = evidence if selected.gives_labels else replace(evidence, labels=None)
+        return context.user_rules[rule].apply(shown, selected.own_settings())
     return t3(evidence, selected.t3_settings()) if rule == "t3" else RULES[rule](evidence)
 
 

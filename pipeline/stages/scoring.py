@@ -34,14 +34,24 @@ class Predictions:
 
 
 def score_part(
-    archive: Archive, part: int, score: Score, *, models: int, tile: int, compute: Compute, ledger: Ledger
+    archive: Archive,
+    part: int,
+    score: Score,
+    *,
+    models: int,
+    tile: int,
+    compute: Compute,
+    ledger: Ledger,
+    rows: NDArray[np.int64] | None = None,
 ) -> PartLogits:
     """Score the accepted images of one part with ``score``: pixels [n, H, W, 3] to M logits [n, C].
 
-    Tiles are cut from the part's accepted rows in order of address. An image that cannot be read, or that gives a
-    logit that is not finite, is set apart with its reason.
+    Tiles are cut from the part's accepted rows, or those of them in ``rows``, in order of address. An image that
+    cannot be read, or that gives a logit that is not finite, is set apart with its reason.
     """
     samples = archive.samples(part).select(["row", "sample_id", "label"])
+    if rows is not None:
+        samples = samples.filter(pa.array(np.isin(samples["row"].to_numpy(), rows)))
     rows = samples["row"].to_numpy()
     scored = [np.empty((models, 0, len(archive.class_names)), dtype=np.float32)]
     unusable: dict[int, str] = {}

@@ -75,4 +75,4 @@ def identify(models: SourceModels) -> ModelsIdentity:
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
     }
-    return ModelsIdentity(dict(models.digests), models.architecture.digest, digest_json(stated))
+    return ModelsIdentity(dict(models.digests), models.architecture.digest, digest_json(stated), models.has_text)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.coefficients.rules import T3Settings
+from pipeline.coefficients.streams import BY_LABEL, parse_order
 from pipeline.errors import ManifestError
 from pipeline.manifest.entries import check_entry
 from pipeline.manifest.schema import Grouping, Manifest, Prompts
-from pipeline.methods import GROUPINGS, Method, is_user_rule
+from pipeline.methods import GROUPINGS, LABELS, USER_LABELS, Method, is_user_rule
 from pipeline.settings import Setting, Value
 from pipeline.store.run_directory import Variant
 
@@ -65,10 +66,21 @@ class Selected:
         """A setting that is a number, or not set."""
         return None if self.settings[name] is None else self.number(name)
 
+    @property
+    def sees_labels(self) -> bool:
+        """Whether the method looks at labels, by its rule or by the stream that it is given: for analysis only."""
+        order = parse_order(str(self.settings.get("order", "arrival"))).kind
+        return LABELS in self.method.needs or self.gives_labels or order in BY_LABEL
+
+    @property
+    def gives_labels(self) -> bool:
+        """Whether a user's rule is shown the labels."""
+        return self.settings.get(USER_LABELS.name) == "given"
+
     def own_settings(self) -> dict[str, Value]:
-        """Settings of the rule, without those of the grouping."""
+        """Settings that a user's rule is called with."""
         assert self.rule is not None
-        return {name: value for name, value in self.rule.settings.items() if name != SEED}
+        return {name: value for name, value in self.rule.settings.items() if name != USER_LABELS.name}
 
 
 def select_methods(manifest: Manifest, names: Sequence[str] = ()) -> list[Selected]:

@@ -44,6 +44,11 @@ def _narrowed(source: NpzSource, spec: schema.MedMNISTSource | schema.NpzSource)
             shares = dirichlet_shares(source.labels, spec.site.of, spec.site.alpha, generator)
         except ValueError as error:
             raise SourceError(f"{source.path}: split {spec.split!r} cannot be cut into sites: {error}") from error
+        if not len(shares[spec.site.index]):
+            raise SourceError(
+                f"{source.path}: split {spec.split!r}: site {spec.site.index} of {spec.site.of} got no image at "
+                f"alpha {spec.site.alpha:g}; choose another index, seed or alpha"
+            )
         narrowed = ChosenImages(source, shares[spec.site.index], {"site": spec.site.model_dump()})
     return narrowed if spec.limit is None else FirstImages(narrowed, spec.limit)
 

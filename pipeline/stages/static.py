@@ -11,15 +11,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pipeline.errors import StaleCacheError, one_line
+from pipeline.errors import ManifestError, StaleCacheError, one_line
 from pipeline.manifest.schema import ROLES
+from pipeline.merging.distances import IMAGE_SIDE
 from pipeline.merging.static import draw_mixup_lambda, linear, slerp, task_arithmetic, ties
 from pipeline.models.checkpoints import digest_weights, write_checkpoint
 from pipeline.models.class_embeddings import ClassHead
-from pipeline.models.scorer import IMAGE_TOWER, Scorer
+from pipeline.models.scorer import MERGED, Scorer
 from pipeline.models.sources import SourceModels
 from pipeline.stages.context import RunContext
 from pipeline.stages.heads import count_text, heads_table, open_head_source, read_heads
+from pipeline.stages.plan import evidence_rows
 from pipeline.stages.scoring import Predictions, score_part
 from pipeline.stages.scoring_worker import book_images
 from pipeline.stages.selection import SEED, Selected
@@ -30,7 +32,6 @@ from pipeline.store.ledger import Ledger
 from pipeline.store.tables import PartState, part_state, read_table, write_table
 
 STAGE = "merge"
-MERGED = "merged"
 # One entry and not several: safetensors writes entries in an order of its own, another one each time.
 HEADER = "pipeline.merge"
 # Beside the weights, for people: what was merged how, and the λ that mixup drew.
@@ -51,12 +52,19 @@ class StaticMerge:
 def merge_statically(models: SourceModels, selected: Selected, text_tower: str) -> StaticMerge:
     """Merge once, as the method says. With the generalist's text tower, only image towers are merged.
 
-    Raises ValueError for a method that merges per batch.
+    Raises ValueError for a method that merges per batch, and :class:`ManifestError` when what comes out is no model:
+    extrapolation can turn a variance negative.
     """
     states = list(models.states.values())
-    kept = [key for key in states[0] if text_tower == "merged" or key.startswith(IMAGE_TOWER)]
+    whole = text_tower == "merged" or not models.has_text
+    kept = [key for key in states[0] if whole or key.startswith(IMAGE_SIDE)]
     merged, lam = _merge(selected, {name: _only(kept, state) for name, state in models.states.items()})
     base = models.states.get(ROLES[0], states[0])
+    for key, value in merged.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ManifestError(f"method {selected.key}: {key} is not finite after merging; choose another scale")
+        if key.endswith("running_var") and (value < 0).any():
+            raise ManifestError(f"method {selected.key}: {key} is negative after merging; choose a smaller scale")
     return StaticMerge({key: merged.get(key, value) for key, value in base.items()}, lam)
 
 
@@ -104,8 +112,8 @@ def ensure_merged(context: RunContext, models: SourceModels, selected: Selected,
         write_json(path.with_name(RECORD), {**made_by, "sources": dict(models.digests)})
         # safetensors has no checksum of its own: the digest finds a flipped bit before it is scored with.
         header = {"inputs": dict(fingerprint.inputs), "lambda": merge.lam, "digest": digest_weights(merge.state)}
-        write_checkpoint(path, merge.state, {HEADER: json.dumps(header, sort_keys=True)})
         directory.write_variant(path.parent, selected.variant)
+        write_checkpoint(path, merge.state, {HEADER: json.dumps(header, sort_keys=True)})
         total.add(ledger)
     single: SourceModels | None = None
     for item in context.manifest.evaluation_sets:
@@ -164,6 +172,7 @@ class StaticScorer:
             archive,
             part,
             lambda pixels: self._scorer.source_logits(pixels, [head], tile=compute.tile),
+            rows=evidence_rows(context, name, part),
             models=1,
             tile=compute.tile,
             compute=compute,

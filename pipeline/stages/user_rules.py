@@ -6,7 +6,7 @@ Such a function is code. It runs only where the command line says ``--allow-code
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ import numpy as np
 
 from pipeline.coefficients.evidence import Evidence
 from pipeline.coefficients.rules import Coefficients, from_user
-from pipeline.errors import ManifestError, one_line
-from pipeline.manifest.schema import ROLES
+from pipeline.errors import ManifestError, StaleCacheError, one_line
 from pipeline.store.fingerprints import digest_file
 
 PROBE_ROWS = 7
@@ -31,8 +30,13 @@ class UserRule:
     root: str
 
     def apply(self, evidence: Evidence, settings: Mapping[str, Any]) -> Coefficients:
-        """λ of all samples, checked; :class:`ManifestError` in one line when the function fails or gives no λ."""
+        """λ of all samples, checked; :class:`ManifestError` in one line when the function fails or gives no λ.
+
+        :class:`StaleCacheError` when the file is not the one that was fingerprinted.
+        """
         function = _function(self.reference, self.root)
+        if digest_file(_source_file(self.reference)) != self.digest:
+            raise StaleCacheError(f"rule {self.reference}: its source changed while the run was under way; run again")
         try:
             lambdas = function(evidence, **settings)
         except (Exception, SystemExit) as error:  # the user's own code may raise anything
@@ -52,20 +56,26 @@ def find_user_rule(reference: str, root: Path) -> UserRule:
     Modules are looked up as ``python -m`` does it: in ``root``, the working directory, then on the usual path.
     """
     _function(reference, str(root), anew=True)
+    return UserRule(reference, digest_file(_source_file(reference)), str(root))
+
+
+def probe_user_rule(
+    rule: UserRule, sources: Sequence[str], classes: int, settings: Mapping[str, Any], *, labels: bool
+) -> None:
+    """Run a rule on invented evidence, some of it extreme, before any image is read; ManifestError as in ``apply``."""
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0.0, 3.0, (len(sources), PROBE_ROWS, classes)).astype(np.float32)
+    logits[:, 0] = 0.0
+    logits[0, 1, 0] = logits[1, 1, -1] = logits[:, 2, 0] = 1e4
+    known = np.zeros(PROBE_ROWS, dtype=np.int64) if labels else None
+    rule.apply(Evidence.from_logits(dict(zip(sources, logits, strict=True)), known), settings)
+
+
+def _source_file(reference: str) -> Path:
     module = sys.modules[reference.split(":", maxsplit=1)[0]]
     if getattr(module, "__file__", None) is None:
         raise ManifestError(f"rule {reference}: its module has no source file; write it in a .py file")
-    return UserRule(reference, digest_file(Path(str(module.__file__))), str(root))
-
-
-def probe_user_rule(rule: UserRule, classes: int, settings: Mapping[str, Any]) -> None:
-    """Run a rule on invented evidence, some of it extreme, before any image is read; ManifestError as in ``apply``."""
-    generator = np.random.default_rng(0)
-    logits = generator.normal(0.0, 3.0, (2, PROBE_ROWS, classes)).astype(np.float32)
-    logits[:, 0] = 0.0
-    logits[0, 1, 0] = logits[1, 1, -1] = logits[:, 2, 0] = 1e4
-    labels = np.zeros(PROBE_ROWS, dtype=np.int64)
-    rule.apply(Evidence.from_logits(dict(zip(ROLES, logits, strict=True)), labels), settings)
+    return Path(str(module.__file__))
 
 
 def _function(reference: str, root: str, *, anew: bool = False) -> Callable[..., object]:

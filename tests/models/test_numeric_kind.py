@@ -25,7 +25,7 @@ def test_an_equal_kind_is_accepted() -> None:
     ("part", "value", "remedy"),
     [
         ("threads", "2", "set compute.threads to 1"),
-        ("precision", "bf16", "set pair.precision to fp32"),
+        ("precision", "bf16", "set precision to fp32"),
         ("tile", "16", "set compute.tile to 32"),
         ("device", "cuda NVIDIA H200", "run on the same kind of device"),
         ("torch", "2.8.0", "install the same torch version"),
