@@ -32,14 +32,8 @@ class ModelsIdentity:
     has_text: bool
 
     def as_inputs(self) -> dict[str, str]:
-        """The digests by name, and the order of the sources: weights per source are stored in it."""
-        order = ", ".join(self.weights)
-        return {
-            **self.weights,
-            "sources": order,
-            "architecture": self.architecture,
-            "preprocessing": self.preprocessing,
-        }
+        """The digests by name."""
+        return {**self.weights, "architecture": self.architecture, "preprocessing": self.preprocessing}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +122,7 @@ class RunContext:
     def merged_fingerprint(self, selected: Selected) -> Fingerprint:
         """What the weights of a static merge depend on: neither images nor classes."""
         text = {"text_tower": self.manifest.prompts.text_tower} if self.models.has_text else {}
-        return Fingerprint({**self.models.as_inputs(), **text, "method": _spell(selected.variant)})
+        return Fingerprint({**self._source_inputs(), **text, "method": _spell(selected.variant)})
 
     def merged_head_fingerprint(self, name: str, archive: Archive, selected: Selected) -> Fingerprint:
         """What the head of a static merge depends on."""
@@ -150,11 +144,15 @@ class RunContext:
         prompts = self.manifest.prompts
         return {"embeddings": prompts.embeddings, "curve_tolerance": str(prompts.curve_tolerance)}
 
+    def _source_inputs(self) -> dict[str, str]:
+        # The order counts too: weights per source are stored in it.
+        return {**self.models.as_inputs(), "sources": ", ".join(self.sources)}
+
     def _model_inputs(self, name: str, archive: Archive) -> dict[str, str]:
         prompts = self.manifest.prompts
         text = {"prompts": digest_json(prompts.templates), "text_tower": prompts.text_tower}
         return {
-            **self.models.as_inputs(),
+            **self._source_inputs(),
             **{f"numeric_kind.{part}": value for part, value in self.kind.items()},
             "class_names": digest_json(self.class_names(name, archive)),
             **(text if self.models.has_text else {}),
