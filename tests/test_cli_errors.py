@@ -16,6 +16,7 @@ from medmnist.info import INFO
 
 from pipeline.cli import main
 from tests.models.factory import TINY, State, changed, random_state, write_checkpoint, write_config
+from tests.results.run_factory import minimal_run, predicted_part
 
 MANIFEST: dict[str, Any] = {
     "name": "study",
@@ -481,3 +482,50 @@ def test_the_installed_command_prints_the_schema() -> None:
     code, out, err = installed("manifest", "schema")
     assert code == 0, err
     assert json.loads(out)["title"] == "Manifest"
+
+
+def test_a_site_without_an_image_is_one_line(study: Study, run: Run) -> None:
+    source = write_npz(study.folder / "x.npz", 12)
+    sites = [{**source, "site": {"index": index, "of": 16, "alpha": 0.01}} for index in range(16)]
+    seen = set()
+    for index, site in enumerate(sites):
+        study.write(evaluation_sets=[{"name": "clinic", "source": site}])
+        result = run("validate", study.manifest)
+        seen.add(result[0])
+        if result[0] == 0:
+            continue
+        line = only_line(result)
+        assert line.startswith("evaluation set 'clinic': ")
+        assert f"site {index} of 16 got no image at alpha 0.01; choose another index, seed or alpha" in line
+    assert seen == {0, 2}
+
+
+def two_runs(folder: Path) -> list[Path]:
+    """Runs in folders of one name over sets of one name; the second is right half as often."""
+    runs = [minimal_run(folder / night / "run", {"pbc": None}, ["generalist"]) for night in ("monday", "tuesday")]
+    for path, predicted in zip(runs, ([0, 0, 1, 1], [0, 1, 1, 0]), strict=True):
+        predicted_part(path, "generalist", "pbc", 0, range(4), predicted, [0, 0, 1, 1])
+    return runs
+
+
+def test_runs_of_one_name_over_sets_of_one_name_are_kept_apart(tmp_path: Path, run: Run) -> None:
+    runs = two_runs(tmp_path)
+    code, out, err = run("evaluate", *runs, "--json")
+    assert code == 0, err
+    rows = json.loads(out)
+    assert [row["accuracy"] for row in rows] == [1.0, 0.5]
+    assert [row["evaluation_set"] for row in rows] == [f"{path}/pbc" for path in runs]
+    code, out, err = run("evaluate", *runs)
+    assert code == 0, err
+    assert "100.00" in out
+    assert "50.00" in out
+
+
+def test_a_run_that_is_named_twice_is_one_line(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = two_runs(tmp_path)
+    (tmp_path / "link").symlink_to(first)
+    monkeypatch.chdir(tmp_path)
+    for again in (first, Path("monday/run"), first / ".." / "run", Path("link")):
+        line = only_line(run("evaluate", first, second, again, "--json"))
+        assert line == f"{first}, {second}, {again}: a run is named twice; name each once"
+    assert not (first / "metrics.parquet").exists()

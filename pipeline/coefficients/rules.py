@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from pipeline.coefficients.divergence import LN2, log_softmax
 from pipeline.coefficients.evidence import Evidence
 
+# Below it, tanh(x) is x to the last bit of float64.
+LINEAR = 1e-8
+
 
 class Branch(IntEnum):
     """Which case of T³ Eq. 11 a sample fell into."""
@@ -162,8 +165,9 @@ def _mapped(js: NDArray[np.float64], settings: T3Settings) -> NDArray[np.float64
     if settings.mapping == "sigmoid":
         sigmoid: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-settings.gamma * js))
         return sigmoid
-    # 2σ(x) - 1 = tanh(x/2), which keeps its digits where x is small; where that is 0, its limit is a line.
-    if np.tanh(0.5 * settings.gamma * LN2) == 0.0:
+    # 2σ(x) - 1 = tanh(x/2), which keeps its digits where x is small. Where it is a line, the quotient is taken without
+    # γ, whose product with js may be too small to have any digits.
+    if 0.5 * settings.gamma * LN2 < LINEAR:
         return js / LN2
     rescaled: NDArray[np.float64] = np.tanh(0.5 * settings.gamma * js) / np.tanh(0.5 * settings.gamma * LN2)
     return rescaled

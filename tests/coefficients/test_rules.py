@@ -195,3 +195,17 @@ def test_no_samples_give_no_coefficients() -> None:
 
 def test_branches_are_labelled_as_parquet_spells_them() -> None:
     assert [branch.label for branch in Branch] == ["none", "expert-confident", "generalist-confident"]
+
+
+@pytest.mark.parametrize("gamma", [5e-324, 1.5e-323, 1e-320, 1e-300, 1e-20])
+def test_where_gamma_vanishes_rescaled_lambda_is_the_share_of_the_largest_divergence(gamma: float) -> None:
+    """(2σ(γI)-1)/(2σ(γ·ln 2)-1) tends to I/ln 2, and is 0/0 as written."""
+    evidence = random_evidence(3)
+    assert evidence.js is not None
+    assert np.ptp(evidence.js) > 0.5
+    found = t3(evidence, replace(NO_BRANCHES, gamma=gamma, mapping="rescaled"))
+    expected = [
+        jensenshannon(softmax(first.astype(np.float64)), softmax(second.astype(np.float64)), base=2) ** 2
+        for first, second in zip(evidence.logits_generalist, evidence.logits_expert, strict=True)
+    ]
+    np.testing.assert_allclose(found.lam, expected, rtol=0, atol=1e-6)

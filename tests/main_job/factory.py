@@ -296,6 +296,13 @@ class PlainClip:
             tiles.append(self._model.logit_scale.exp() * features @ classes.T)
         return torch.cat(tiles).double().numpy()
 
+    @torch.inference_mode()
+    def largest_features(self, state: Mapping[str, Any]) -> dict[int, float]:
+        """Largest magnitude in each image's embedding, before it is made a unit vector, by row."""
+        self._load(state)
+        features = self._model.encode_image(torch.stack(list(self.images.values())))
+        return dict(zip(self.images, features.abs().amax(dim=1).tolist(), strict=True))
+
     def probabilities(self, state: Mapping[str, Any], rows: list[int]) -> np.ndarray[Any, Any]:
         """Softmax of :meth:`logits`, float64."""
         p_NC: np.ndarray[Any, Any] = softmax(self.logits(state, rows), axis=1)

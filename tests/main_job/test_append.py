@@ -14,8 +14,10 @@ from tests.main_job.factory import (
     MERGING,
     METHODS,
     assert_same_files,
+    chosen,
     modification_times,
     predictions_folder,
+    read_answers,
     read_batches,
     read_predictions,
     result_files,
@@ -107,3 +109,40 @@ def test_a_night_that_is_no_longer_listed_or_another_one_is_refused(
         code, _, err = command_line("ingest", str(tmp_path / MANIFEST), "--engine", "local")
         assert code == 2
         assert "is missing" in err or "changed in" in err
+
+
+ORACLE: dict[str, Any] = {"name": "oracle", "points": 3}
+
+
+def oracle_files(manifest: Manifest) -> dict[str, bytes]:
+    folder = Path(manifest.output) / "predictions" / chosen(manifest, "oracle").key / "night"
+    return {path.name: path.read_bytes() for path in folder.glob("part-*.parquet")}
+
+
+def oracle_lambda(manifest: Manifest) -> float:
+    (lam,) = set(read_answers(manifest, chosen(manifest, "oracle").key, "night")["lambda"].to_pylist())
+    return float(lam)
+
+
+def test_a_new_night_leaves_the_oracles_old_answers_alone_where_its_lambda_stays(pair: Path, tmp_path: Path) -> None:
+    first = night(tmp_path, pair, FIRST, methods=[ORACLE])
+    run_precompute(first)
+    alone = run_infer(first)
+    before, lam = oracle_files(first), oracle_lambda(first)
+    assert (alone.computed, alone.skipped, len(before)) == (3, 0, 3)
+
+    # Too few to outweigh the first night's choice.
+    grown = night(tmp_path, pair, FIRST, {**SECOND, "count": 20}, methods=[ORACLE])
+    run_precompute(grown)
+    summary = run_infer(grown)
+    after = oracle_files(grown)
+    assert oracle_lambda(grown) == lam
+    assert {name: after[name] for name in before} == before
+    assert (summary.computed, summary.skipped, len(after)) == (1, 3, 4)
+
+    # A lost file is made from the cached grid, and counted though no image was scored.
+    folder = Path(grown.output) / "predictions" / chosen(grown, "oracle").key / "night"
+    (folder / "part-00001.parquet").unlink()
+    again = run_infer(grown)
+    assert (again.computed, again.skipped, again.samples) == (1, 3, 0)
+    assert oracle_files(grown) == after

@@ -1,6 +1,8 @@
 """Image classifiers with a linear head through the whole job; the oracle is plain timm with the files on disk."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.special import log_softmax, softmax
 
 from pipeline.archives.synthetic import SyntheticSource
@@ -23,14 +25,17 @@ from pipeline.stages.selection import select_methods
 from tests.main_job.conftest import CommandLine
 from tests.main_job.factory import (
     MANIFEST,
+    assert_same_files,
     chosen,
     matrix,
+    modification_times,
     numpy_weights,
     read_answers,
     read_evidence,
     read_parts,
     run_both,
     run_infer,
+    run_precompute,
     single_precision,
 )
 
@@ -346,3 +351,115 @@ def test_classifiers_of_real_images(tmp_path: Path, data_root: Path) -> None:
         np.testing.assert_allclose(matrix(evidence, f"logits_{role}"), expected, rtol=1e-5, atol=1e-5)
     for item in select_methods(manifest):
         assert read_answers(manifest, item.key, "breast")["row"].to_pylist() == sorted(images)
+
+
+# A linear head has no text: neither prompts nor the text tower's policy touches it.
+
+
+def text_settings(run: Manifest, folder: Path, backbone: str, **entries: Any) -> Path:
+    """A study of the run's models and archives with prompts of its own and the generalist's text tower."""
+    checkpoints = {role: str(Path(run.output).parent / f"{role}.safetensors") for role in ROLES}
+    settings = {"archives": run.archives, "pair": {"architecture": "tiny.json", **checkpoints}} | entries
+    prompts = {"text_tower": "generalist", "templates": ["a smear with a {}"]}
+    return write_study(folder, CONFIGS[backbone], prompts=prompts, **settings)
+
+
+def test_a_policy_of_the_text_tower_changes_no_weight_and_no_answer_of_classifiers(
+    run: Manifest, backbone: str, tmp_path: Path
+) -> None:
+    manifest = load_manifest(text_settings(run, tmp_path, backbone))
+    shutil.copytree(Path(run.output) / "evidence", Path(manifest.output) / "evidence")
+    summary = run_precompute(manifest)
+    assert (summary.computed, summary.skipped) == (0, 3)
+    run_infer(manifest)
+    for table in ("merged", "predictions"):
+        ours, theirs = (
+            {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+            for root in (Path(found.output) / table for found in (manifest, run))
+        )
+        assert_same_files(ours, theirs)
+    assert {name.split("/")[0] for name in ours} >= {item.key for item in select_methods(run)}
+
+
+def test_an_edit_of_prompts_leaves_a_whole_run_of_classifiers_valid(
+    run: Manifest, backbone: str, tmp_path: Path
+) -> None:
+    manifest = load_manifest(text_settings(run, tmp_path, backbone))
+    shutil.copytree(run.output, manifest.output)
+    weights = sorted(Path(manifest.output).rglob("weights.safetensors"))
+    before = [path.stat().st_mtime_ns for path in weights], modification_times(Path(manifest.output))
+    assert (run_precompute(manifest).computed, run_infer(manifest).computed) == (0, 0)
+    assert ([path.stat().st_mtime_ns for path in weights], modification_times(Path(manifest.output))) == before
+    assert len(weights) == 2
+
+
+def test_classifiers_without_a_generalist_need_none_for_a_text_tower_that_they_lack(
+    run: Manifest, backbone: str, pair: list[Weights], plain: PlainTimm, tmp_path: Path, command_line: CommandLine
+) -> None:
+    folder = Path(run.output).parent
+    models = {f"site-{role}": str(folder / f"{role}.safetensors") for role in ROLES}
+    path = text_settings(run, tmp_path, backbone, pair=None, methods=["mean"])
+    content = yaml.safe_load(path.read_text())
+    del content["finetune"]
+    path.write_text(yaml.safe_dump(content | {"sources": {"architecture": "tiny.json", "models": models}}))
+    code, _, err = command_line("validate", str(path))
+    assert code == 0, err
+    found = answers(run_both(load_manifest(path)), "mean")
+    expected = softmax(plain.logits(interpolated(pair, 0.5), list(range(IMAGES))), axis=1)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+# Extrapolation that leaves what a model can be.
+
+
+def past_the_expert(folder: Path, entry: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Path:
+    """A study of untrained classifiers that differ in one tensor, and of task arithmetic at twice the difference."""
+    checkpoints = {role: f"./{role}.safetensors" for role in ROLES}
+    config, sets = CONFIGS["resnet"], cells(8, seed=12)
+    path = write_study(
+        folder,
+        config,
+        pair={"architecture": "tiny.json", **checkpoints},
+        methods=[{"name": "task-arithmetic", "scale": 2}],
+        evaluation_sets=sets,
+    )
+    torch.manual_seed(0)
+    state = timm.create_model(config["architecture"], num_classes=CLASSES, **config["model_args"]).state_dict()
+    for role, changed in zip(ROLES, (state, state | {entry: change(state[entry])}), strict=True):
+        save_file({key: value.contiguous() for key, value in changed.items()}, folder / f"{role}.safetensors")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("entry", "factor", "said"),
+    [
+        ("bn1.running_var", 0.4, "is negative after merging; choose a smaller scale"),
+        ("bn1.running_var", 3e38, "is not finite after merging; choose another scale"),
+        ("conv1.0.weight", 3e38, "is not finite after merging; choose another scale"),
+    ],
+    ids=["negative variance", "infinite variance", "infinite weight"],
+)
+def test_a_merge_that_is_no_model_is_one_line_that_names_method_and_tensor(
+    tmp_path: Path, command_line: CommandLine, entry: str, factor: float, said: str
+) -> None:
+    path = past_the_expert(tmp_path, entry, lambda value: torch.full_like(value, factor))
+    for command in ("ingest", "precompute"):
+        code, _, err = command_line(command, str(path), "--engine", "local")
+        assert code == 0, err
+    out = tmp_path / "out" / "merged.safetensors"
+    commands = {
+        "infer": ("infer", str(path), "--engine", "local"),
+        "merge": ("merge", str(path), "--method", "task-arithmetic", "--out", str(out)),
+    }
+    for name, arguments in commands.items():
+        code, printed, err = command_line(*arguments)
+        assert (code, printed) == (2, ""), name
+        (line,) = err.splitlines()
+        assert line.startswith("error: method task-arithmetic@"), name
+        assert f"visual.{entry} {said}" in line, name
+    assert not out.parent.exists()
+    assert not (tmp_path / "run" / "merged").exists()
+    assert not (tmp_path / "run" / "predictions").exists()
+    # Up to the expert it is a model.
+    arguments = ("merge", str(path), "--method", "task-arithmetic", "--set", "scale=1", "--out", str(out))
+    assert command_line(*arguments)[0] == 0

@@ -1,15 +1,19 @@
 """``pipeline merge``: a file that plain open_clip loads, that answers as the run's method does, and says what it is."""
 
 import json
-from collections.abc import Callable
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import pytest
+import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pipeline.manifest import Manifest
 from pipeline.models.checkpoints import digest_weights
@@ -211,3 +215,129 @@ def test_a_file_that_is_no_safetensors_is_refused_by_its_name(
     assert code == 2
     assert err.splitlines() == [f"error: --out: must end in .safetensors, got {out}"]
     assert not out.exists()
+
+
+# What stands where the file should go.
+
+
+@pytest.fixture
+def own_pair(merged_run: Manifest, pair: Path, tmp_path: Path) -> Path:
+    """A manifest whose checkpoints a test may put at risk."""
+    copied = tmp_path / "pair"
+    shutil.copytree(pair, copied)
+    manifest = study(tmp_path / "study", copied, Path(merged_run.archives), methods=["soup"])
+    return Path(manifest.output).parent / MANIFEST
+
+
+def link_to_the_expert(folder: Path) -> Path:
+    (folder / "link.safetensors").symlink_to(folder / "pair" / "expert.safetensors")
+    return folder / "link.safetensors"
+
+
+def without_a_card(folder: Path) -> Path:
+    save_file({"weight": torch.zeros(2)}, folder / "other.safetensors")
+    return folder / "other.safetensors"
+
+
+def with_a_card_of_a_training(folder: Path) -> Path:
+    card = {"pipeline.card": json.dumps({"training": {"sets": []}})}
+    save_file({"weight": torch.zeros(2)}, folder / "trained.safetensors", metadata=card)
+    return folder / "trained.safetensors"
+
+
+def no_safetensors(folder: Path) -> Path:
+    (folder / "notes.safetensors").write_text("notes of a week")
+    return folder / "notes.safetensors"
+
+
+def a_folder(folder: Path) -> Path:
+    (folder / "folder.safetensors").mkdir()
+    return folder / "folder.safetensors"
+
+
+def below_a_file(folder: Path) -> Path:
+    (folder / "file").write_text("a regular file")
+    return folder / "file" / "merged.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (lambda folder: folder / "pair" / "expert.safetensors", "is a checkpoint of this manifest; give another file"),
+        (
+            lambda folder: folder / "study" / ".." / "pair" / "generalist.safetensors",
+            "is a checkpoint of this manifest; give another file",
+        ),
+        (link_to_the_expert, "is a checkpoint of this manifest; give another file"),
+        (without_a_card, "is there already, and no earlier export; give another file"),
+        (with_a_card_of_a_training, "is there already, and no earlier export; give another file"),
+        (no_safetensors, "is not a whole safetensors file"),
+        (a_folder, "is there already, and no earlier export; give another file"),
+        (below_a_file, "cannot be written"),
+    ],
+    ids=["expert", "generalist", "link", "no card", "training", "text", "folder", "below a file"],
+)
+def test_nothing_but_an_earlier_export_is_overwritten(
+    own_pair: Path, tmp_path: Path, command_line: CommandLine, place: Callable[[Path], Path], said: str
+) -> None:
+    out = place(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, printed, err = command_line("merge", str(own_pair), "--method", "soup", "--out", str(out))
+    assert (code, printed) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert str(out) in line
+    assert said in line
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_an_earlier_export_is_overwritten(own_pair: Path, tmp_path: Path, command_line: CommandLine) -> None:
+    out = tmp_path / "merged.safetensors"
+    for alpha in ("0.25", "0.75"):
+        settings = ("--method", "soup", "--set", f"alpha={alpha}")
+        code, _, err = command_line("merge", str(own_pair), *settings, "--out", str(out))
+        assert code == 0, err
+        assert card_of(out)["merge"]["lambda"] == float(alpha)
+
+
+def test_a_setting_cannot_name_another_method(own_pair: Path, tmp_path: Path, command_line: CommandLine) -> None:
+    out = tmp_path / "merged.safetensors"
+    code, printed, err = command_line(
+        "merge", str(own_pair), "--method", "soup", "--set", "name=ties", "--out", str(out)
+    )
+    assert (code, printed) == (2, "")
+    assert err.splitlines() == ["error: --method: soup has no setting 'name'; known: alpha"]
+    assert not out.exists()
+
+
+@pytest.fixture
+def mask(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The process's umask while a test runs."""
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o002], ids=oct, indirect=True)
+def test_an_export_is_as_readable_as_any_new_file(
+    own_pair: Path, tmp_path: Path, command_line: CommandLine, mask: int
+) -> None:
+    out = tmp_path / "merged.safetensors"
+    code, _, err = command_line("merge", str(own_pair), "--method", "soup", "--out", str(out))
+    assert code == 0, err
+    assert mode_of(out) == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("mask", [0o027], ids=oct, indirect=True)
+def test_a_runs_weights_are_as_readable_as_the_files_beside_them(
+    finished: Manifest, pair: Path, tmp_path: Path, mask: int
+) -> None:
+    manifest = copy_run(finished, tmp_path, pair, methods=["soup"])
+    run_infer(manifest)
+    files = [path for path in (Path(manifest.output) / "merged").rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {"weights.safetensors", "merge.json", "part-00000.parquet"}
+    assert {mode_of(path) for path in files} == {0o666 & ~mask}

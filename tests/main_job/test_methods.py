@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.engines.engine import Job
 from pipeline.engines.local import LocalEngine
 from pipeline.manifest import Manifest
 from pipeline.methods import METHODS
+from pipeline.models.checkpoints import write_checkpoint
 from pipeline.stages.selection import Selected, select_methods
 from pipeline.stages.work import Report
 from tests.main_job.conftest import CommandLine
@@ -678,3 +680,91 @@ def test_weights_merged_from_others_are_refused(
     assert code == 2
     (line,) = err.splitlines()
     assert f"{merged / 'slerp' / 'weights.safetensors'}: method changed since it was merged" in line
+
+
+# What a review found.
+
+
+@pytest.mark.parametrize("command", ["precompute", "infer", "validate"])
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        ({"name": "t3-batch", "order": "temporal"}, "'t3-batch' with order temporal"),
+        ({"name": "own:rule", "labels": "given"}, "'own.rule'"),
+    ],
+    ids=["stream", "rule"],
+)
+def test_labels_that_a_stream_or_a_rule_asks_for_must_be_there(
+    pair: Path,
+    unlabelled: Path,
+    tmp_path: Path,
+    command_line: CommandLine,
+    command: str,
+    entry: dict[str, Any],
+    named: str,
+) -> None:
+    study(tmp_path, pair, unlabelled, methods=["t3-batch", entry])
+    engine = () if command == "validate" else ("--engine", "local")
+    code, _, err = command_line(command, str(tmp_path / MANIFEST), "--allow-code", *engine)
+    assert code == 2
+    assert err.splitlines() == [
+        f"error: evaluation set 'cells': method {named} needs labels, but 2 images have none; "
+        "leave it out, or label them"
+    ]
+    assert result_files(tmp_path / "run") == {}
+
+
+def test_a_manifest_without_a_method_that_merges_per_batch_is_refused_online(
+    pair: Path, archives: Path, tmp_path: Path, command_line: CommandLine
+) -> None:
+    study(tmp_path, pair, archives, methods=["generalist", "soup", "oracle"])
+    code, out, err = command_line("infer", str(tmp_path / MANIFEST), "--engine", "local", "--online")
+    assert (code, out) == (2, "")
+    assert err.splitlines() == ["error: --online: none of the manifest's methods merges per batch; leave out --online"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_record_of_a_run_names_versions_and_spells_out_every_methods_settings(everything: Everything) -> None:
+    record = json.loads((everything.run / "run.json").read_text())
+    for package in ("torch", "timm", "safetensors", "open_clip_torch"):
+        assert record["versions"][package] == metadata.version(package)
+    spelled = record["method_settings"]
+    assert record["variants"] == [item.key for item in everything.selected]
+    assert sorted(spelled) == sorted(record["variants"])
+    assert spelled["generalist"] == {}
+    assert spelled["soup"] == {"alpha": 0.5}
+    assert spelled[chosen(everything.manifest, "soup", alpha=0.4).key] == {"alpha": 0.4}
+    assert spelled["mixup"] == {"distribution": "beta", "alpha": 0.5, "seed": 0}
+    batch = spelled[chosen(everything.manifest, "t3-batch", order="dirichlet(0.05)").key]
+    assert batch["grouping"] == {
+        "name": "arrival",
+        "batch_size": 32,
+        "order": "dirichlet(0.05)",
+        "seed": 0,
+        "window": {"rows": WINDOW_ROWS, "bytes": 8 << 30},
+    }
+    assert batch["rule"].items() >= {"name": "t3", "gamma": 1.0, "delta": 0.5, "mapping": "sigmoid"}.items()
+
+
+def test_the_settings_of_a_static_merge_are_there_after_a_kill_right_behind_its_weights(
+    finished: Manifest, pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = copy_run(finished, tmp_path, pair, methods=[{"name": "soup", "alpha": 0.4}])
+    (item,) = select_methods(manifest)
+
+    def write_and_die(*arguments: Any) -> None:
+        write_checkpoint(*arguments)
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.stages.static.write_checkpoint", write_and_die)
+        with pytest.raises(Stopped):
+            run_infer(manifest)
+    weights = Path(manifest.output) / "merged" / item.key / "weights.safetensors"
+    written = weights.stat().st_mtime_ns
+    assert run_infer(manifest).computed == PARTS
+    assert weights.stat().st_mtime_ns == written
+    spelled = json.loads((Path(manifest.output) / "merged" / f"{item.key}.json").read_text())
+    assert (spelled["name"], spelled["settings"]) == ("soup", {"alpha": 0.4})
+    counts = json.loads((Path(manifest.output) / "run.json").read_text())["ledger"]["infer"][item.key]["counts"]
+    assert counts["merges"] == 1

@@ -1,10 +1,12 @@
 """One bad image never stops the night: it is set apart with its reason, and its address stays a hole."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from pipeline.archives.archive import Archive
 from pipeline.archives.synthetic import SyntheticSource
@@ -15,11 +17,14 @@ from pipeline.errors import ProblemsError
 from pipeline.manifest import Manifest
 from pipeline.manifest.schema import NpzSource
 from pipeline.results.metrics import evaluate_run
+from pipeline.stages.selection import select_methods
 from tests.main_job.factory import (
     MERGING,
     METHODS,
+    PlainClip,
     assert_same_files,
     predictions_folder,
+    read_answers,
     read_batches,
     read_evidence,
     read_parts,
@@ -239,3 +244,37 @@ def test_other_class_names_of_the_source_are_refused_by_name(damaged: tuple[Mani
     changed = manifest.model_copy(update={"evaluation_sets": [entry.model_copy(update={"source": [renamed]})]})
     with pytest.raises(ProblemsError, match="source 0 changed in class_names"):
         run_precompute(changed)
+
+
+@pytest.fixture(scope="module")
+def overflowing(pair: Path, archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """A run in which the expert alone has logits that are not finite, for some images; merged models have none."""
+    folder = tmp_path_factory.mktemp("overflowing")
+    plain, models = PlainClip(), folder / "pair"
+    shutil.copytree(pair, models)
+    state = load_file(models / "expert.safetensors")
+    largest = plain.largest_features(state)
+    state["visual.proj"] *= float(np.finfo(np.float32).max / np.quantile(list(largest.values()), 0.9))
+    save_file(state, models / "expert.safetensors")
+    methods = ["generalist", "expert", "ensemble", "soup", {"name": "oracle", "points": 3}, "t3-batch"]
+    return run_both(study(folder, models, archives, methods=methods))
+
+
+def test_every_method_answers_exactly_the_rows_of_evidence(overflowing: Manifest) -> None:
+    rows = read_evidence(overflowing)["row"].to_pylist()
+    rejects = read_parts(Path(overflowing.output) / "rejects" / "precompute" / "cells")
+    assert len(rows) + len(rejects) == 490
+    assert 10 < len(rejects) < 100
+    assert set(rejects["reason"].to_pylist()) == {"logits are not finite"}
+    for item in select_methods(overflowing):
+        assert read_answers(overflowing, item.key)["row"].to_pylist() == rows, item.key
+    summary = run_infer(overflowing)
+    assert summary.computed == 0
+
+
+def test_images_that_stage_one_rejected_count_alike_for_every_method(overflowing: Manifest) -> None:
+    rejected = len(read_parts(Path(overflowing.output) / "rejects" / "precompute" / "cells"))
+    frame = evaluate_run(Path(overflowing.output))
+    assert frame["method"].to_list() == [item.key for item in select_methods(overflowing)]
+    assert set(frame["samples"].to_list()) == {490 - rejected}
+    assert set(frame["rejected"].to_list()) == {rejected}
