@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import save_file
 
+from pipeline.drivers.infer import infer
 from pipeline.drivers.ingest import ingest
 from pipeline.engines.local import LocalEngine
 from pipeline.errors import StaleCacheError
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, load_manifest
 from tests.main_job.factory import (
+    MANIFEST,
     ShuffledEngine,
     assert_same_files,
     copy_run,
@@ -48,8 +51,6 @@ def test_the_exact_forward_answers_as_one_merge_for_each_image(
 
 
 def test_any_order_of_work_leaves_the_same_files(finished: Manifest, pair: Path, tmp_path: Path) -> None:
-    from pipeline.drivers.infer import infer
-
     manifest = study(tmp_path, pair, Path(finished.archives), methods=["t3"])
     run_precompute(manifest)
     infer(manifest, ShuffledEngine(manifest, workers=2, seed=4))
@@ -82,9 +83,17 @@ def test_a_tower_without_an_exact_form_is_named_and_merged_for_each_image(
         torch.manual_seed(seed)
         files[name] = str(tmp_path / f"{name}.safetensors")
         save_file(timm.create_model("convnext_atto", num_classes=4, **CONVNEXT).state_dict(), files[name])
-    models = {"architecture": str(tmp_path / "convnext.json"), **files}
-    sets = [{"name": "cells", "source": {"kind": "synthetic", "count": 24, "seed": 1}}]
-    manifest = study(tmp_path, tmp_path, tmp_path / "archives", pair=models, evaluation_sets=sets, methods=["t3"])
+    content = {
+        "name": "convnext",
+        "output": "run",
+        "archives": "archives",
+        "pair": {"architecture": "convnext.json", **files},
+        "methods": ["t3"],
+        "compute": {"device": "cpu"},
+        "evaluation_sets": [{"name": "cells", "source": {"kind": "synthetic", "count": 24, "seed": 1}}],
+    }
+    (tmp_path / MANIFEST).write_text(yaml.safe_dump(content))
+    manifest = load_manifest(tmp_path / MANIFEST)
     ingest(manifest, LocalEngine(manifest))
     run_precompute(manifest)
     capsys.readouterr()
