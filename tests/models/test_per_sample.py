@@ -49,6 +49,7 @@ def wrapped_timm_vit(pool: str, proj: str) -> nn.Module:
     return tower
 
 
+WIDE = "resnet18"
 TOWERS: dict[str, Callable[[], nn.Module]] = {
     "class token": clip_vit,
     "QuickGELU": partial(clip_vit, act_layer=QuickGELU),
@@ -75,7 +76,8 @@ TOWERS: dict[str, Callable[[], nn.Module]] = {
     "resnet10t, norm with activation": partial(
         timm.create_model, "resnet10t", num_classes=0, norm_layer=BatchNormAct2d, act_layer=nn.SiLU
     ),
-    "resnet18": partial(timm.create_model, "resnet18", num_classes=0),
+    # Of its full width, as it is published: seconds a case.
+    WIDE: partial(timm.create_model, "resnet18", num_classes=0),
     "resnet26": partial(timm.create_model, "resnet26", num_classes=0, channels=(16, 16, 32, 32)),
     "wrapped timm ViT": partial(wrapped_timm_vit, "token", "linear"),
     "wrapped timm ViT, MLP": partial(wrapped_timm_vit, "avg", "mlp"),
@@ -146,7 +148,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("ends", [2, 3])
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == WIDE)) for name in TOWERS])
 def test_every_image_is_scored_as_by_its_own_merge(name: str, ends: int, way: str) -> None:
     tower = made(name)
     states, weights = states_of(tower, ends), WEIGHTS[ends]
@@ -159,7 +161,7 @@ def test_every_image_is_scored_as_by_its_own_merge(name: str, ends: int, way: st
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", ["class token", "ModifiedResNet", "timm ViT, all parts", "resnet18"])
+@pytest.mark.parametrize("name", ["class token", "ModifiedResNet", "timm ViT, all parts", WIDE])
 def test_a_gpu_scores_as_by_each_merge(name: str) -> None:
     tower = made(name)
     states, weights = states_of(tower, 2), WEIGHTS[2]
@@ -187,7 +189,9 @@ def test_ends_of_a_segment_agree_with_its_merges(tmp_path: Path, config: str) ->
     assert relative(found, expected) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["class token", "ModifiedResNet", "timm ViT, all parts", "resnet18"])
+@pytest.mark.parametrize(
+    "name", ["class token", "ModifiedResNet", "timm ViT, all parts", pytest.param(WIDE, marks=pytest.mark.slow)]
+)
 def test_rows_of_one_end_are_the_plain_towers(name: str, way: str) -> None:
     tower = made(name)
     ends = ends_of(tower, states_of(tower, 3))
@@ -217,7 +221,9 @@ def test_batch_mates_and_places_change_no_bit_of_a_row(name: str, dtype: torch.d
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ["class token", "ModifiedResNet", "timm ViT, all parts", "resnet18"])
+@pytest.mark.parametrize(
+    "name", ["class token", "ModifiedResNet", "timm ViT, all parts", pytest.param(WIDE, marks=pytest.mark.slow)]
+)
 def test_low_precision_is_as_near_to_float32_as_a_merge_is(name: str, dtype: torch.dtype, way: str) -> None:
     tower = made(name)
     states, weights = states_of(tower, 3), WEIGHTS[3]
