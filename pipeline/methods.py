@@ -97,7 +97,7 @@ GROUPINGS: Mapping[GroupingKind, _Grouping] = MappingProxyType(
     {
         grouping.kind: grouping
         for grouping in (
-            _Grouping("sample", "", "O(N)", "each sample by its own λ", ()),
+            _Grouping("sample", "", "O(2B)", "each sample by its own λ", ()),
             _Grouping(
                 "arrival", "-batch", "O(1B)", "mean λ of consecutive rows (Eq. 12-13, T³_B)", (BATCH_SIZE, ORDER)
             ),

@@ -1,9 +1,14 @@
 """Opening a run: everything that can be wrong is found before any hour is spent."""
 
 import platform
+import sys
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from importlib import metadata
 from pathlib import Path
+from typing import cast
+
+from torch import nn
 
 from pipeline.archives.archive import Archive
 from pipeline.engines.engine import Engine
@@ -12,8 +17,9 @@ from pipeline.manifest.schema import EvaluationSet, Manifest
 from pipeline.methods import is_user_rule, unmet_needs
 from pipeline.models.architectures import AnyArchitecture
 from pipeline.models.classifiers import ClassifierArchitecture
+from pipeline.models.per_sample import PerSampleTower, UnsupportedLayerError
 from pipeline.models.sources import SourceModels
-from pipeline.stages.context import RunContext, archive_path
+from pipeline.stages.context import MERGE_LOOP, RunContext, archive_path
 from pipeline.stages.scoring_worker import identify, load_manifest_models
 from pipeline.stages.selection import Selected, require_code_allowed, select_methods
 from pipeline.stages.sources import check_declared
@@ -62,6 +68,7 @@ def open_run(
         dict(engine.numeric_kind()),
         {item.key: item for item in selected},
         find_user_rules(selected, tuple(manifest.checkpoints), class_counts),
+        _per_sample(manifest, models, selected),
     )
     for name, archive in archives.items():
         _check_classes(models, name, context.class_names(name, archive))
@@ -155,6 +162,24 @@ def find_user_rules(selected: Sequence[Selected], sources: Sequence[str], classe
         for count in sorted(classes):
             probe_user_rule(rules[reference], sources, count, item.own_settings(), labels=item.gives_labels)
     return rules
+
+
+def _per_sample(manifest: Manifest, models: SourceModels, selected: Sequence[Selected]) -> str:
+    """How a λ for every image is scored: exact, or one merge for each where that is asked for or the tower needs it."""
+    wanted = manifest.compute.per_sample
+    if wanted == MERGE_LOOP or not any(item.method.grouping == "sample" for item in selected):
+        return wanted
+    tower = cast("nn.Module", models.model.visual)
+    other = deepcopy(tower)
+    for value in other.parameters():
+        # Different everywhere: layers that are equal in both ends need no per-sample form, and would not be checked.
+        value.data = value.data + 1
+    try:
+        PerSampleTower([tower, other])
+    except UnsupportedLayerError as error:
+        print(f"one merge for each image, as its exact form is not known: {error}", file=sys.stderr)
+        return MERGE_LOOP
+    return wanted
 
 
 def _check_classes(models: SourceModels, name: str, class_names: Sequence[str]) -> None:

@@ -248,6 +248,9 @@ class Compute(Section):
     threads: Annotated[int, Field(ge=1)] = Field(1, description="per worker; part of the numeric kind")
     tile: Annotated[int, Field(ge=1)] = Field(32, description="images per forward call; part of the numeric kind")
     workers: Annotated[int, Field(ge=1)] = 1
+    per_sample: Literal["exact", "merge-loop"] = Field(
+        "exact", description="a λ for every image: one batched forward of per-sample weights, or a merge for each λ"
+    )
     read_bytes: Annotated[int, Field(ge=1 << 16)] = Field(64 << 20, description="pixels read ahead at a time")
 
 

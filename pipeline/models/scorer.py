@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from pipeline.merging.distances import IMAGE_SIDE
 from pipeline.merging.segment import Segment
 from pipeline.models.class_embeddings import ClassHead
+from pipeline.models.per_sample import PerSampleTower
 from pipeline.models.sources import SourceModels
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MERGED = "merged"
+PER_SAMPLE = "per-sample"
 
 
 class Scorer:
@@ -30,7 +32,7 @@ class Scorer:
     Attributes
     ----------
     forward_calls, forward_images
-        Forward passes and images (padding not counted) so far, by source name and for ``merged``.
+        Forward passes and images (padding not counted) so far, by source name, for ``merged`` and ``per-sample``.
     segment
         The simplex between the image towers, in the order of the sources' names; counts merges.
     """
@@ -43,8 +45,9 @@ class Scorer:
         self._mean = torch.tensor(models.preprocessing.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(models.preprocessing.std, device=device).view(1, 3, 1, 1)
         self._names = models.names
-        self.forward_calls = dict.fromkeys([*models.names, MERGED], 0)
-        self.forward_images = dict.fromkeys([*models.names, MERGED], 0)
+        self._per_sample: tuple[tuple[str, str], PerSampleTower] | None = None
+        self.forward_calls = dict.fromkeys([*models.names, MERGED, PER_SAMPLE], 0)
+        self.forward_images = dict.fromkeys([*models.names, MERGED, PER_SAMPLE], 0)
 
     def source_logits(
         self, pixels: NDArray[np.uint8], heads: Sequence[ClassHead], *, tile: int
@@ -67,6 +70,41 @@ class Scorer:
             inputs, count = self._tile(pixels[start : start + tile], tile)
             parts.append(self._score(MERGED, tower, inputs, head, count))
         return np.concatenate(parts)
+
+    def per_sample_logits(
+        self,
+        pixels: NDArray[np.uint8],
+        lambdas: Sequence[float],
+        heads: Sequence[ClassHead],
+        *,
+        ends: tuple[str, str],
+        tile: int,
+    ) -> NDArray[np.float32]:
+        """Logits [N, C] of pixels [N, H, W, 3], each image by its own λ [N] between two sources, and its own head.
+
+        Equal to one merge for each image to rounding, but in full tiles, without any merge. A tile counts as two
+        forward calls, one for each end whose weights it multiplies with. Raises
+        :class:`~pipeline.models.per_sample.UnsupportedLayerError` for a tower whose exact form is not known.
+        """
+        tower = self.per_sample_tower(ends)
+        parts = []
+        for start in range(0, len(pixels), tile):
+            inputs, count = self._tile(pixels[start : start + tile], tile)
+            own = torch.zeros(tile, dtype=torch.float64)
+            own[:count] = torch.tensor(lambdas[start : start + count], dtype=torch.float64)
+            features = tower(inputs, torch.stack([1.0 - own, own], dim=1))
+            self.forward_calls[PER_SAMPLE] += len(ends)
+            self.forward_images[PER_SAMPLE] += len(ends) * count
+            own_heads = heads[start : start + count]
+            parts += [head.logits(features[i : i + 1]).cpu().numpy() for i, head in enumerate(own_heads)]
+        return np.concatenate(parts)
+
+    def per_sample_tower(self, ends: tuple[str, str]) -> PerSampleTower:
+        """The exact per-sample form of two sources' image towers, made on first use; see :meth:`per_sample_logits`."""
+        if self._per_sample is None or self._per_sample[0] != ends:
+            towers = [self.segment.ends[self._names.index(name)] for name in ends]
+            self._per_sample = (ends, PerSampleTower(towers))
+        return self._per_sample[1]
 
     @torch.inference_mode()
     def _score(self, model: str, tower: nn.Module, inputs: Tensor, head: ClassHead, count: int) -> NDArray[np.float32]:

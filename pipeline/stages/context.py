@@ -16,7 +16,7 @@ from pipeline.stages.user_rules import UserRule
 from pipeline.store.fingerprints import Fingerprint, digest_json
 from pipeline.store.run_directory import RunDirectory, Variant
 
-MERGE_LOOP = "merge-loop"
+MERGE_LOOP, EXACT = "merge-loop", "exact"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,8 @@ class ModelsIdentity:
 class RunContext:
     """One run: its manifest, the identity of its models, its numeric kind and methods. Cheap to send to workers.
 
-    ``selected`` holds the methods at work by their key, ``user_rules`` the user's own rules by their reference.
+    ``selected`` holds the methods at work by their key, ``user_rules`` the user's own rules by their reference,
+    ``per_sample`` how a λ for every image is scored: exact, or merge-loop where that is asked for or all there is.
     """
 
     manifest: Manifest
@@ -48,6 +49,7 @@ class RunContext:
     kind: Mapping[str, str]
     selected: Mapping[str, Selected] = field(default_factory=dict)
     user_rules: Mapping[str, UserRule] = field(default_factory=dict)
+    per_sample: str = MERGE_LOOP
 
     @property
     def directory(self) -> RunDirectory:
@@ -114,10 +116,14 @@ class RunContext:
                 **batches.inputs,
                 **({} if selected.weighs_sources else self._embedding_inputs()),
                 "method": selected.method.name,
-                "implementation": MERGE_LOOP,
+                "implementation": self.implementation(selected),
                 "slice": str(part),
             }
         )
+
+    def implementation(self, selected: Selected) -> str:
+        """How a method's batches are scored."""
+        return self.per_sample if selected.method.grouping == "sample" else MERGE_LOOP
 
     def merged_fingerprint(self, selected: Selected) -> Fingerprint:
         """What the weights of a static merge depend on: neither images nor classes."""

@@ -8,8 +8,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.archives.archive import Archive, Window
+from pipeline.manifest.schema import ROLES
 from pipeline.models.scorer import Scorer
-from pipeline.stages.context import RunContext
+from pipeline.stages.context import EXACT, RunContext
 from pipeline.stages.grid import GridScorer, grid_table
 from pipeline.stages.heads import Heads
 from pipeline.stages.plan import covered_rows, plan_path, slice_of_each_batch, window_samples
@@ -59,6 +60,18 @@ class _Scored:
     batch: list[NDArray[np.int64]] = field(default_factory=list)
     unusable: dict[int, str] = field(default_factory=dict)
 
+    def collect(self, group: list[_Batch], block: PixelBlock, logits: NDArray[np.float32]) -> None:
+        """Add the logits [n, C] of some batches, and what is wrong with single rows of them."""
+        reasons = dict(block.unreadable)
+        for position in np.flatnonzero(~np.isfinite(logits).all(axis=1)):
+            reasons.setdefault(int(position), "logits are not finite")
+        self.unusable |= {int(block.rows[position]): reason for position, reason in reasons.items()}
+        sizes = [len(batch.rows) for batch in group]
+        self.rows.append(block.rows)
+        self.logits.append(logits)
+        self.lam.append(np.repeat(np.array([batch.lam for batch in group], dtype=np.float32), sizes))
+        self.batch.append(np.repeat(np.array([batch.number for batch in group], dtype=np.int64), sizes))
+
 
 @dataclass(frozen=True, slots=True)
 class SliceScorer:
@@ -71,21 +84,20 @@ class SliceScorer:
     class_names: list[str]
     tile: int
     read_bytes: int
+    exact: bool
 
     def score(self, plan: WindowPlan, window: Window, part: int, ledger: Ledger) -> Predictions:
-        """Merge once per batch, in order of λ, and score its images in tiles.
+        """Merge once per batch, in order of λ, and score its images in tiles; or all by their own λ, without a merge.
 
         Batches are independent of one another: the order only lets equal neighbours share a merge.
         """
         batches = _batches_of(plan.batches, window, self.archive.part_rows, part)
         scored = _Scored()
         merged_before = self.scorer.segment.merges
-        for batch, block in self._with_pixels(batches, ledger):
+        for group, block in self._with_pixels(batches, ledger):
             with ledger.phase("merge and forward"):
-                weights = batch.encoder or self.weights_at(float(batch.lam))
-                head = self.heads.at(float(batch.lam)) if batch.head is None else self.heads.blend(batch.head)
-                logits = self.scorer.merged_logits(block.pixels, weights, head, tile=self.tile)
-            self._collect(scored, batch, block, logits)
+                logits = self._per_sample(group, block) if self.exact else self._per_batch(group, block)
+            scored.collect(group, block, logits)
         count = sum(len(rows) for rows in scored.rows)
         merges = self.scorer.segment.merges - merged_before
         ledger.totals.update(
@@ -98,29 +110,29 @@ class SliceScorer:
         )
         return self._tables(scored, plan.samples)
 
-    def _with_pixels(self, batches: list[_Batch], ledger: Ledger) -> Iterator[tuple[_Batch, PixelBlock]]:
-        """Each batch with its pixels. Neighbouring batches share one read, bounded in bytes; large ones are cut."""
+    def _per_batch(self, group: list[_Batch], block: PixelBlock) -> NDArray[np.float32]:
+        """One merge for each batch, which is then scored in tiles of its own."""
+        logits, start = [], 0
+        for batch in group:
+            pixels = block.pixels[start : start + len(batch.rows)]
+            weights = batch.encoder or self.weights_at(float(batch.lam))
+            head = self.heads.at(float(batch.lam)) if batch.head is None else self.heads.blend(batch.head)
+            logits.append(self.scorer.merged_logits(pixels, weights, head, tile=self.tile))
+            start += len(batch.rows)
+        return np.concatenate(logits)
+
+    def _per_sample(self, group: list[_Batch], block: PixelBlock) -> NDArray[np.float32]:
+        """No merge: full tiles of images, each with its own λ and head."""
+        lambdas = [float(batch.lam) for batch in group]
+        heads = [self.heads.at(lam) for lam in lambdas]
+        return self.scorer.per_sample_logits(block.pixels, lambdas, heads, ends=ROLES, tile=self.tile)
+
+    def _with_pixels(self, batches: list[_Batch], ledger: Ledger) -> Iterator[tuple[list[_Batch], PixelBlock]]:
+        """Neighbouring batches with their pixels, one read for as many as fit in its bytes; large ones are cut."""
         limit = rows_per_read(self.archive, self.read_bytes, self.tile)
         groups = list(_groups(batches, limit))
         blocks = read_ahead(self.archive, (np.concatenate([batch.rows for batch in group]) for group in groups))
-        for group, block in zip(groups, ledger.timed("read", blocks), strict=True):
-            start = 0
-            for batch in group:
-                stop = start + len(batch.rows)
-                unreadable = {p - start: reason for p, reason in block.unreadable.items() if start <= p < stop}
-                yield batch, PixelBlock(batch.rows, block.pixels[start:stop], unreadable)
-                start = stop
-
-    @staticmethod
-    def _collect(scored: _Scored, batch: _Batch, block: PixelBlock, logits: NDArray[np.float32]) -> None:
-        reasons = dict(block.unreadable)
-        for position in np.flatnonzero(~np.isfinite(logits).all(axis=1)):
-            reasons.setdefault(int(position), "logits are not finite")
-        scored.unusable |= {int(batch.rows[position]): reason for position, reason in reasons.items()}
-        scored.rows.append(batch.rows)
-        scored.logits.append(logits)
-        scored.lam.append(np.full(len(batch.rows), batch.lam))
-        scored.batch.append(np.full(len(batch.rows), batch.number, dtype=np.int64))
+        yield from zip(groups, ledger.timed("read", blocks), strict=True)
 
     def _tables(self, scored: _Scored, samples: pa.Table) -> Predictions:
         rows = np.concatenate([np.empty(0, dtype=np.int64), *scored.rows])
@@ -202,17 +214,19 @@ class InferWorker(ScoringWorker):
         return self.commit(item, fingerprint, plan.rows, predictions, ledger)
 
     def slice_scorer(self, name: str, archive: Archive, selected: Selected) -> SliceScorer:
-        """Scorer of an evaluation set's slices in the method's tile: min(tile, batch size), one image by itself."""
+        """Scorer of an evaluation set's slices in tiles of min(tile, batch size); a merge for one image scores one."""
         compute, settings = self.context.manifest.compute, selected.settings
         tile = min(compute.tile, selected.whole("batch_size")) if "batch_size" in settings else compute.tile
+        exact = self.context.implementation(selected) == EXACT
         return SliceScorer(
             archive=archive,
             scorer=self.scorer,
             heads=self.heads(name),
             weights_at=self.context.weights_at,
             class_names=self.context.class_names(name, archive),
-            tile=1 if selected.method.grouping == "sample" else tile,
+            tile=1 if selected.method.grouping == "sample" and not exact else tile,
             read_bytes=compute.read_bytes,
+            exact=exact,
         )
 
     def commit(

@@ -53,10 +53,11 @@ class Ledger:
             self.seconds[name] += value
 
     def as_json(self) -> dict[str, Any]:
-        """Counts (every name present, zero where nothing happened) and seconds by phase."""
+        """Counts (zero where nothing happened; models beyond the usual three where something did), seconds by phase."""
         counts: dict[str, Any] = {}
         for name, by_model in self.per_model.items():
-            models = [*MODELS, *sorted(by_model.keys() - set(MODELS))]
+            others = {model for model, count in by_model.items() if count} - set(MODELS)
+            models = [*MODELS, *sorted(others)]
             counts[name] = {model: by_model[model] for model in models}
         counts |= {name: self.totals[name] for name in TOTALS}
         return {"counts": counts, "seconds": {name: round(value, 6) for name, value in sorted(self.seconds.items())}}

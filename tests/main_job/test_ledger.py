@@ -77,10 +77,21 @@ def test_a_batch_costs_three_forwards_online(whole: Manifest, pair: Path, tmp_pa
     assert (totals["images_read"], totals["samples"]) == (2 * IMAGES, IMAGES)
 
 
-def test_per_sample_merging_costs_a_forward_per_image_and_a_merge_per_change_of_lambda(
+def test_a_lambda_for_every_image_costs_two_forwards_per_tile_and_no_merge(
     whole: Manifest, pair: Path, tmp_path: Path
 ) -> None:
     manifest = copy_run(whole, tmp_path, pair, evaluation_sets=TILES)
+    summary = run_infer(manifest, "t3")
+    assert _image_calls(summary) == {"generalist": 0, "expert": 0, "merged": 0, "per-sample": 2 * BATCHES}
+    assert _image_counts(summary)["per-sample"] == 2 * IMAGES
+    totals = summary.ledger.totals
+    assert (totals["merges"], totals["merges_skipped"], totals["samples"]) == (0, IMAGES, IMAGES)
+
+
+def test_the_merge_loop_costs_a_forward_per_image_and_a_merge_per_change_of_lambda(
+    whole: Manifest, pair: Path, tmp_path: Path
+) -> None:
+    manifest = copy_run(whole, tmp_path, pair, evaluation_sets=TILES, compute={"per_sample": "merge-loop"})
     summary = run_infer(manifest, "t3")
     plan = read_batches(manifest, "sample", "whole")
     assert plan["size"].to_pylist() == [1] * IMAGES

@@ -108,7 +108,7 @@ def test_resume_after_a_kill_in_stage_two_repeats_no_part(
     summary = run_infer(manifest, "t3", online=online)
     assert summary.skipped == len(committed)
     assert summary.samples == 16 * PARTS - 3 - 16 * len(committed)
-    assert summary.ledger.per_model["image_forward_calls"]["merged"] == summary.samples
+    assert summary.ledger.per_model["image_forward_images"]["per-sample"] == 2 * summary.samples
     assert_untouched(predictions, committed)
     expected = predictions_folder(undisturbed, "t3", "night")
     assert_same_files(*({p.name: p.read_bytes() for p in f.glob("part-*")} for f in (predictions, expected)))
