@@ -16,7 +16,8 @@ from pipeline.archives.source import Source
 from pipeline.errors import ManifestError, PipelineError, ProblemsError, SourceError
 from pipeline.geometry import Geometry, image_transform, prepare_image
 from pipeline.manifest.entries import did_you_mean
-from pipeline.manifest.schema import EvaluationSet, Manifest, Training
+from pipeline.manifest.images import EvaluationSet
+from pipeline.manifest.schema import Manifest, Training
 from pipeline.models.architectures import AnyArchitecture, Architecture
 from pipeline.models.checkpoints import checkpoint_problems, load_checkpoint
 from pipeline.models.numeric_kind import choose_device

@@ -13,7 +13,8 @@ from torch import nn
 from pipeline.archives.archive import Archive
 from pipeline.engines.engine import Engine
 from pipeline.errors import ArchiveError, ManifestError, NumericKindError, PipelineError, ProblemsError
-from pipeline.manifest.schema import EvaluationSet, Manifest
+from pipeline.manifest.images import EvaluationSet
+from pipeline.manifest.schema import Manifest
 from pipeline.methods import is_user_rule, unmet_needs
 from pipeline.models.architectures import AnyArchitecture
 from pipeline.models.classifiers import ClassifierArchitecture

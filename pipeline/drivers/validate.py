@@ -17,7 +17,8 @@ from pipeline.drivers.opening import (
 )
 from pipeline.drivers.precompute import planned_methods
 from pipeline.errors import PipelineError, ProblemsError
-from pipeline.manifest.schema import EvaluationSet, Manifest
+from pipeline.manifest.images import EvaluationSet
+from pipeline.manifest.schema import Manifest
 from pipeline.models.architectures import Architecture
 from pipeline.models.class_embeddings import fill_templates
 from pipeline.references import is_file_reference

@@ -6,8 +6,9 @@ environment variables; relative paths are relative to the manifest.
 """
 
 from pipeline.manifest.entries import check_entry, check_settings
+from pipeline.manifest.images import EvaluationSet, SourceSpec
 from pipeline.manifest.load import load_manifest, manifest_schema
-from pipeline.manifest.schema import EvaluationSet, Manifest, SourceSpec, Training
+from pipeline.manifest.schema import Manifest, Training
 
 __all__ = [
     "EvaluationSet",

@@ -12,7 +12,9 @@ from pydantic_core import ErrorDetails
 
 from pipeline.errors import ManifestError, ProblemsError
 from pipeline.manifest.entries import did_you_mean
-from pipeline.manifest.schema import Manifest, MedMNISTSource, NpzSource, Section, SyntheticSource
+from pipeline.manifest.images import MedMNISTSource, NpzSource, SyntheticSource
+from pipeline.manifest.schema import Manifest
+from pipeline.manifest.section import Section
 from pipeline.references import is_file_reference
 
 ROOT_VARIABLE = "PIPELINE_DATA_ROOT"

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.archives.archive import Archive, Window
-from pipeline.manifest.schema import ROLES, EvaluationSet, Manifest
+from pipeline.manifest.images import EvaluationSet
+from pipeline.manifest.schema import ROLES, Manifest
 from pipeline.stages.selection import Selected
 from pipeline.stages.sources import resolve_class_names
 from pipeline.stages.user_rules import UserRule

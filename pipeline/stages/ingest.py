@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pipeline.archives.archive import Archive
 from pipeline.archives.ingest import write_part
 from pipeline.archives.source import Source
-from pipeline.manifest.schema import EvaluationSet, Manifest
+from pipeline.manifest.images import EvaluationSet
+from pipeline.manifest.schema import Manifest
 from pipeline.stages.context import archive_path
 from pipeline.stages.memory import return_large_blocks
 from pipeline.stages.sources import open_source

@@ -12,18 +12,18 @@ from pipeline.archives.source import JSON, ChosenImages, FirstImages, Source
 from pipeline.archives.synthetic import SyntheticSource
 from pipeline.coefficients.streams import dirichlet_shares
 from pipeline.errors import ArchiveError, ManifestError, PipelineError, ProblemsError, SourceError, StaleCacheError
-from pipeline.manifest import schema
+from pipeline.manifest import images
 
 
-def open_source(spec: schema.SourceSpec, data_root: str | None) -> Source:
+def open_source(spec: images.SourceSpec, data_root: str | None) -> Source:
     """Open one source; ``SourceError`` when it is absent, empty or damaged."""
     match spec:
-        case schema.MedMNISTSource():
+        case images.MedMNISTSource():
             root = Path(data_root) if data_root else None
             return _narrowed(open_medmnist(spec.flag, spec.split, spec.size, root), spec)
-        case schema.NpzSource():
+        case images.NpzSource():
             return _narrowed(NpzSource(Path(spec.path), spec.split, spec.class_names), spec)
-        case schema.SyntheticSource():
+        case images.SyntheticSource():
             return SyntheticSource(
                 spec.count,
                 spec.seed,
@@ -35,7 +35,7 @@ def open_source(spec: schema.SourceSpec, data_root: str | None) -> Source:
             )
 
 
-def _narrowed(source: NpzSource, spec: schema.MedMNISTSource | schema.NpzSource) -> Source:
+def _narrowed(source: NpzSource, spec: images.MedMNISTSource | images.NpzSource) -> Source:
     """Of a file's split, what the manifest asks for: one site's share, and of that the first images."""
     narrowed: Source = source
     if spec.site is not None:
@@ -53,7 +53,7 @@ def _narrowed(source: NpzSource, spec: schema.MedMNISTSource | schema.NpzSource)
     return narrowed if spec.limit is None else FirstImages(narrowed, spec.limit)
 
 
-def open_sources(item: schema.EvaluationSet, data_root: str | None) -> Sequence[Source]:
+def open_sources(item: images.EvaluationSet, data_root: str | None) -> Sequence[Source]:
     """Open all sources of a set; :class:`ProblemsError` lists every one that cannot be, by the set's name."""
     sources, problems = [], []
     for spec in item.source:
@@ -67,7 +67,7 @@ def open_sources(item: schema.EvaluationSet, data_root: str | None) -> Sequence[
     return sources
 
 
-def resolve_class_names(item: schema.EvaluationSet, own: Sequence[str]) -> list[str]:
+def resolve_class_names(item: images.EvaluationSet, own: Sequence[str]) -> list[str]:
     """Class names as prompts use them, in label order: the set's, else its source's ``own``.
 
     :class:`ManifestError` when the set names more or fewer classes than its labels have.
@@ -81,7 +81,7 @@ def resolve_class_names(item: schema.EvaluationSet, own: Sequence[str]) -> list[
     return list(item.class_names or own)
 
 
-def check_declared(item: schema.EvaluationSet, archive: Archive) -> None:
+def check_declared(item: images.EvaluationSet, archive: Archive) -> None:
     """Check that an archive was made from the sources that the manifest names; no source is opened.
 
     Raises :class:`StaleCacheError` naming what changed, and :class:`ArchiveError` when the manifest lists sources that
@@ -95,7 +95,7 @@ def check_declared(item: schema.EvaluationSet, archive: Archive) -> None:
     for position, (spec, segment) in enumerate(zip(item.source, archive.segments, strict=True)):
         declared = _declared_identity(spec)
         changed = [name for name, value in declared.items() if segment.source.get(name) != value]
-        if isinstance(spec, schema.NpzSource) and tuple(spec.class_names) != archive.class_names:
+        if isinstance(spec, images.NpzSource) and tuple(spec.class_names) != archive.class_names:
             changed.append("class_names")
         if changed:
             raise StaleCacheError(
@@ -104,19 +104,19 @@ def check_declared(item: schema.EvaluationSet, archive: Archive) -> None:
             )
 
 
-def _declared_identity(spec: schema.SourceSpec) -> dict[str, JSON]:
+def _declared_identity(spec: images.SourceSpec) -> dict[str, JSON]:
     """What the manifest itself says of a source's identity: all but the digest of its file."""
     match spec:
-        case schema.MedMNISTSource():
+        case images.MedMNISTSource():
             suffix = "" if spec.size == 28 else f"_{spec.size}"
             return _of_file(f"{spec.flag}{suffix}.npz", spec)
-        case schema.NpzSource():
+        case images.NpzSource():
             return _of_file(Path(spec.path).name, spec)
-        case schema.SyntheticSource():
+        case images.SyntheticSource():
             return spec.model_dump()
 
 
-def _of_file(name: str, spec: schema.MedMNISTSource | schema.NpzSource) -> dict[str, JSON]:
+def _of_file(name: str, spec: images.MedMNISTSource | images.NpzSource) -> dict[str, JSON]:
     site = None if spec.site is None else spec.site.model_dump()
     return {"kind": "npz", "file": name, "split": spec.split, "limit": spec.limit, "site": site}
 

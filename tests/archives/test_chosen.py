@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.manifest.schema import NpzSource, Site
+from pipeline.manifest.images import NpzSource, Site
 from pipeline.stages.sources import open_source
 
 CLASSES = ["a", "b", "c"]

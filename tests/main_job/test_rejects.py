@@ -15,7 +15,7 @@ from pipeline.drivers.summary import Summary
 from pipeline.engines.local import LocalEngine
 from pipeline.errors import ProblemsError
 from pipeline.manifest import Manifest
-from pipeline.manifest.schema import NpzSource
+from pipeline.manifest.images import NpzSource
 from pipeline.results.metrics import evaluate_run
 from pipeline.stages.selection import select_methods
 from tests.main_job.factory import (
