@@ -97,7 +97,7 @@ def test_the_list_says_which_methods_need_labels_and_what_each_costs(listed: Cal
     assert labelled == {"oracle", *(name for name in GROUPED if name.startswith("x-entropy-ratio"))}
     assert {methods[name]["cost"] for name in ("generalist", "expert", "ensemble")} == {"0"}
     assert {methods[name]["cost"] for name in ("soup", "ties", "mean", "t3-batch", "dawin-mixture")} == {"O(1B)"}
-    assert {methods[name]["cost"] for name in ("t3", "dawin", "entropy-ratio")} == {"O(N)"}
+    assert {methods[name]["cost"] for name in ("t3", "dawin", "entropy-ratio")} == {"O(2B)"}
     (scale,) = methods["task-arithmetic"]["settings"]
     assert (scale["minimum"], scale["maximum"]) == (0, 10)
     assert {entry["name"]: entry.get("choices") for entry in methods["mixup"]["settings"]} == {

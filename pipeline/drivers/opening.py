@@ -170,7 +170,7 @@ def _per_sample(manifest: Manifest, models: SourceModels, selected: Sequence[Sel
     wanted = manifest.compute.per_sample
     if wanted == MERGE_LOOP or not any(item.method.grouping == "sample" for item in selected):
         return wanted
-    tower = cast("nn.Module", models.model.visual)
+    tower = deepcopy(cast("nn.Module", models.model.visual)).eval()
     other = deepcopy(tower)
     for value in other.parameters():
         # Different everywhere: layers that are equal in both ends need no per-sample form, and would not be checked.

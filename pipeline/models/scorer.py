@@ -32,7 +32,7 @@ class Scorer:
     Attributes
     ----------
     forward_calls, forward_images
-        Forward passes and images (padding not counted) so far, by source name, for ``merged`` and ``per-sample``.
+        Forward passes and images (padding not counted) so far, by source name, ``merged`` and ``per-sample``.
     segment
         The simplex between the image towers, in the order of the sources' names; counts merges.
     """
@@ -46,8 +46,8 @@ class Scorer:
         self._std = torch.tensor(models.preprocessing.std, device=device).view(1, 3, 1, 1)
         self._names = models.names
         self._per_sample: tuple[tuple[str, str], PerSampleTower] | None = None
-        self.forward_calls = dict.fromkeys([*models.names, MERGED, PER_SAMPLE], 0)
-        self.forward_images = dict.fromkeys([*models.names, MERGED, PER_SAMPLE], 0)
+        self.forward_calls = dict.fromkeys([*models.names, MERGED], 0)
+        self.forward_images = dict.fromkeys([*models.names, MERGED], 0)
 
     def source_logits(
         self, pixels: NDArray[np.uint8], heads: Sequence[ClassHead], *, tile: int
@@ -93,8 +93,8 @@ class Scorer:
             own = torch.zeros(tile, dtype=torch.float64)
             own[:count] = torch.tensor(lambdas[start : start + count], dtype=torch.float64)
             features = tower(inputs, torch.stack([1.0 - own, own], dim=1))
-            self.forward_calls[PER_SAMPLE] += len(ends)
-            self.forward_images[PER_SAMPLE] += len(ends) * count
+            self.forward_calls[PER_SAMPLE] = self.forward_calls.get(PER_SAMPLE, 0) + len(ends)
+            self.forward_images[PER_SAMPLE] = self.forward_images.get(PER_SAMPLE, 0) + len(ends) * count
             own_heads = heads[start : start + count]
             parts += [head.logits(features[i : i + 1]).cpu().numpy() for i, head in enumerate(own_heads)]
         return np.concatenate(parts)

@@ -254,7 +254,8 @@ def test_the_ledger_counts_no_text(run: Manifest) -> None:
     for item in select_methods(run):
         calls = ledger["infer"][item.key]["counts"]["image_forward_calls"]
         forwards = {"source": 0, "ensemble": 0, "batch": tiles, "static": tiles}[item.method.combination]
-        assert calls == {"generalist": 0, "expert": 0, "merged": IMAGES if item.method.name == "dawin" else forwards}
+        spent = {"merged": 0, "per-sample": 2 * tiles} if item.method.name == "dawin" else {"merged": forwards}
+        assert calls == {"generalist": 0, "expert": 0, **spent}
 
 
 def test_online_leaves_the_predictions_of_the_cached_way(run: Manifest, backbone: str, tmp_path: Path) -> None:

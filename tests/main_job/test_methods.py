@@ -145,7 +145,7 @@ def test_all_methods_share_one_pass_of_the_plain_models(everything: Everything) 
     assert (calls["generalist"], calls["expert"], calls["merged"]) == (TILES, TILES, 0)
     for summary in everything.inferred:
         for counts in summary.ledger.per_model.values():
-            assert sum(count for model, count in counts.items() if model != "merged") == 0
+            assert sum(count for model, count in counts.items() if model not in {"merged", "per-sample"}) == 0
     for item in everything.selected:
         spent = everything.spent(item.key)
         for kind in ("image_forward_calls", "image_forward_images", "text_forward_calls"):
@@ -175,9 +175,13 @@ def test_a_static_method_costs_one_merge_and_one_forward_per_tile(everything: Ev
 def test_a_batch_costs_a_merge_unless_it_is_skipped_and_its_tiles_forwards(everything: Everything) -> None:
     for item in everything.of("batch"):
         spent, batches = everything.spent(item.key), read_plan(everything.manifest, item)
-        tile = 1 if item.method.grouping == "sample" else 32
         assert spent["batches"] == len(batches) == spent["merges"] + spent["merges_skipped"], item.key
-        assert spent["image_forward_calls"]["merged"] == sum(-(-size // tile) for size in batches["size"].to_pylist())
+        if item.method.grouping == "sample":
+            assert spent["merges"] == spent["image_forward_calls"]["merged"] == 0
+            assert spent["image_forward_calls"]["per-sample"] == 2 * TILES
+            assert spent["image_forward_images"]["per-sample"] == 2 * spent["images_read"] == 2 * IMAGES
+            continue
+        assert spent["image_forward_calls"]["merged"] == sum(-(-size // 32) for size in batches["size"].to_pylist())
         assert spent["image_forward_images"]["merged"] == spent["images_read"] == IMAGES
         changes = len({lam for lam in batches["lambda"].to_pylist() if lam not in {0.0, 1.0}})
         assert spent["merges"] >= min(changes, len(batches)), item.key
