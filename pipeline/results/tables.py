@@ -20,7 +20,7 @@ def results_table(frame: pl.DataFrame) -> Table:
     that look at labels are dimmed, and never the best.
     """
     table = _table("Results by evaluation set", "Evaluation set")
-    table.add_column("Method", overflow="fold", min_width=23)
+    table.add_column("Method", overflow="fold", min_width=16)
     for title in ("Acc. %", "Bal. %", "Err", "Classes", "λ"):
         table.add_column(title, justify="right", no_wrap=True)
     for _, rows in frame.group_by("evaluation_set", maintain_order=True):
