@@ -154,7 +154,7 @@ def _flatten(dtype: torch.dtype, keys: list[str], states: Sequence[State], devic
         offsets[key] = length
         length += -(-states[0][key].numel() // ALIGNMENT) * ALIGNMENT
     buffers = [torch.zeros(length, dtype=dtype, device=device) for _ in range(len(states) + 1)]
-    for state, buffer in zip(states, buffers, strict=False):
+    for state, buffer in zip(states, buffers[:-1], strict=True):
         for key, offset in offsets.items():
             buffer[offset : offset + state[key].numel()] = state[key].reshape(-1)
     return _Flat(buffers[:-1], buffers[-1], offsets)
