@@ -102,19 +102,20 @@ def checkpoint_problems(
     where = f"{name}: {checkpoint.reference}"
     problems = []
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if missing or unexpected:
-        problems.append(
-            f"{where}: does not fit architecture {architecture.reference!r}: "
-            f"{len(missing)} missing keys ({_some(missing)}), {len(unexpected)} unexpected keys ({_some(unexpected)}); "
-            "name the architecture it was made with"
-        )
     common = sorted(expected.keys() & state.keys())
     reshaped = [
         f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
         for key in common
         if state[key].shape != expected[key].shape
     ]
-    if reshaped:
+    if missing or unexpected:
+        shapes = f", {len(reshaped)} tensors of another shape ({_some(reshaped)})" if reshaped else ""
+        problems.append(
+            f"{where}: does not fit architecture {architecture.reference!r}: {len(missing)} missing keys "
+            f"({_some(missing)}), {len(unexpected)} unexpected keys ({_some(unexpected)}){shapes}; "
+            "name the architecture it was made with"
+        )
+    elif reshaped:
         problems.append(
             f"{where}: {len(reshaped)} tensors have another shape than architecture {architecture.reference!r} "
             f"({_some(reshaped)})"

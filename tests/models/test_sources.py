@@ -190,7 +190,8 @@ def test_all_problems_of_both_ends_come_at_once(tmp_path: Path, write: Callable[
         "tokenizer differs: text_cfg.tokenizer_kwargs",
     ):
         assert sum(said in problem for problem in problems) == 1, said
-    assert len(problems) == 7
+    # Keys and shapes that do not fit are one line: both say that another architecture made the file.
+    assert len(problems) == 6
 
 
 def test_both_absent_files_are_named_at_once(tmp_path: Path) -> None:
