@@ -13,6 +13,8 @@ from pipeline.settings import Value
 RESERVED = frozenset(
     {"name", "seed", "window"} | {s.name for grouping in GROUPINGS.values() for s in grouping.settings}
 )
+# Stands for every method that the models allow.
+ALL = "all"
 USER_RULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(-batch|-lambda|-mixture)?")
 
 
@@ -23,6 +25,8 @@ def check_entries(entries: object, sources: Collection[str]) -> None:
     for position, entry in enumerate(entries):
         if not isinstance(entry, str | dict):
             raise ValueError(f"[{position}]: must be a name, or a mapping of a name and settings, got {entry!r}")  # noqa: TRY004 - as pydantic wants it
+        if entry == ALL:
+            continue
         try:
             check_entry(entry, sources)
         except ValueError as error:

@@ -8,15 +8,16 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 from pipeline.manifest.section import SET_NAME, Section
 
 
-def _distinct(names: list[str]) -> list[str]:
-    repeated = sorted({name for name in names if names.count(name) > 1})
+def distinct[Item: (str, int)](items: list[Item]) -> list[Item]:
+    """The list itself; ValueError when something is in it twice."""
+    repeated = sorted({item for item in items if items.count(item) > 1})
     if repeated:
-        msg = f"names must be distinct, got {', '.join(repeated)} more than once"
+        msg = f"must be distinct, got {', '.join(map(str, repeated))} more than once"
         raise ValueError(msg)
-    return names
+    return items
 
 
-ClassNames = Annotated[list[str], Field(min_length=2), AfterValidator(_distinct)]
+ClassNames = Annotated[list[str], Field(min_length=2), AfterValidator(distinct)]
 Limit = Annotated[int | None, Field(ge=1, description="only the first images, in the order of the file")]
 
 

@@ -17,6 +17,8 @@ from pipeline.manifest.schema import Manifest
 from pipeline.manifest.section import Section
 from pipeline.references import is_file_reference
 
+# In paths of the run and of checkpoints.
+SEED = "{seed}"
 ROOT_VARIABLE = "PIPELINE_DATA_ROOT"
 VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 SOURCE_KINDS: Mapping[str, type[Section]] = {
@@ -27,8 +29,10 @@ SOURCE_KINDS: Mapping[str, type[Section]] = {
 BOUNDS = {"greater_than": (">", "gt"), "greater_than_equal": (">=", "ge"), "less_than_equal": ("<=", "le")}
 
 
-def load_manifest(path: Path, *, output: Path | None = None, data_root: Path | None = None) -> Manifest:
-    """Read, resolve and validate a manifest; ``output`` and ``data_root`` replace what it says.
+def load_manifest(
+    path: Path, *, output: Path | None = None, data_root: Path | None = None, seed: int | None = None
+) -> Manifest:
+    """Read, resolve and validate a manifest; ``output`` and ``data_root`` replace what it says, ``seed`` all its seeds.
 
     ``data_root`` and the environment variable PIPELINE_DATA_ROOT are relative to the working directory, everything in
     the file is relative to the file.
@@ -57,6 +61,9 @@ def load_manifest(path: Path, *, output: Path | None = None, data_root: Path | N
         manifest = Manifest.model_validate(resolved)
     except ValidationError as error:
         raise ProblemsError([_explain(path, detail) for detail in error.errors()]) from None
+    if seed is not None:
+        seeds = manifest.seeds.model_copy(update={"training": seed, "merging": seed, "order": seed})
+        manifest = manifest.model_copy(update={"seeds": seeds})
     return _with_absolute_paths(manifest, path.resolve().parent)
 
 
@@ -162,7 +169,7 @@ def _shortened(value: Any) -> str:
 
 def _with_absolute_paths(manifest: Manifest, folder: Path) -> Manifest:
     def absolute(value: str) -> str:
-        return str((folder / Path(value).expanduser()).resolve())
+        return str((folder / Path(value.replace(SEED, str(manifest.seeds.training))).expanduser()).resolve())
 
     def checkpoint(value: str | None) -> str | None:
         return absolute(value) if value is not None and is_file_reference(value) else value

@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     Field,
     ValidationInfo,
     field_validator,
@@ -12,8 +13,8 @@ from pydantic import (
 from pipeline.coefficients.evidence import EXPERT, GENERALIST
 from pipeline.coefficients.rules import T3Settings
 from pipeline.coefficients.streams import parse_order
-from pipeline.manifest.entries import USER_RULE, check_entries, did_you_mean
-from pipeline.manifest.images import EvaluationSet
+from pipeline.manifest.entries import ALL, USER_RULE, check_entries, did_you_mean
+from pipeline.manifest.images import EvaluationSet, distinct
 from pipeline.manifest.section import SET_NAME, Section
 from pipeline.methods import GROUPINGS, METHODS, RULE_NAMES, unmet_needs
 
@@ -181,8 +182,9 @@ class Training(Section):
 
 
 class Seeds(Section):
-    """Every seed of the run."""
+    """Every seed of the run; ``pipeline study`` makes one run for each of ``study``, with all others set to it."""
 
+    study: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(distinct)] = [0]
     training: Annotated[int, Field(ge=0)] = 0
     merging: Annotated[int, Field(ge=0)] = Field(0, description="what mixup draws")
     order: Annotated[int, Field(ge=0)] = Field(0, description="how a stream is reordered")
@@ -192,7 +194,9 @@ class Manifest(Section):
     """One study: its models, its evaluation sets and every setting that a result depends on."""
 
     name: Annotated[str, Field(min_length=1)]
-    output: Annotated[str, Field(min_length=1)] = Field(description="run directory; relative to the manifest")
+    output: Annotated[str, Field(min_length=1)] = Field(
+        description="run directory; relative to the manifest; {seed} stands for seeds.training, in checkpoints too"
+    )
     archives: str = Field("../archives", description="folder of the archives, one per evaluation set")
     data_root: str | None = Field(
         None, description="folder in which published files are looked up; by default PIPELINE_DATA_ROOT"
@@ -202,8 +206,8 @@ class Manifest(Section):
     evaluation_sets: list[EvaluationSet] = Field([])
     methods: Annotated[list[str | dict[str, Any]], Field(min_length=1)] | Literal["all"] | None = Field(
         None,
-        description="what `infer` computes by default: all, or a list of names and mappings of a name and settings; "
-        "by default every source and the rule's own method",
+        description="what `infer` computes by default: all, or a list of names, mappings of a name and settings, and "
+        "all; by default every source and the rule's own method",
     )
     prompts: Prompts = Prompts()
     coefficient: Coefficient = Coefficient()
@@ -218,7 +222,7 @@ class Manifest(Section):
     def _known_methods(cls, value: object, info: ValidationInfo) -> object:
         models = info.data.get("pair") or info.data.get("sources")
         # Without models, which then have a problem of their own, no name can be told to be unknown.
-        if models is not None and value not in (None, "all"):
+        if models is not None and value not in (None, ALL):
             check_entries(value, models.models if isinstance(models, Sources) else ROLES)
         return value
 
@@ -290,13 +294,16 @@ class Manifest(Section):
 
         ``all`` are the sources and every method of the table that these models allow, labels or not.
         """
-        if self.methods == "all":
-            allowed = [name for name, method in METHODS.items() if not unmet_needs(method, self.checkpoints)]
-            return list(dict.fromkeys([*self.checkpoints, *allowed]))
         if self.methods is not None:
-            return list(self.methods)
+            listed = [ALL] if self.methods == ALL else self.methods
+            return [entry for item in listed for entry in (self._all_methods if item == ALL else [item])]
         own = self.coefficient.rule + GROUPINGS[self.grouping.kind].suffix
         return [*self.checkpoints, own if self.is_pair else "entropy-adaptive"]
+
+    @property
+    def _all_methods(self) -> list[str]:
+        allowed = [name for name, method in METHODS.items() if not unmet_needs(method, self.checkpoints)]
+        return list(dict.fromkeys([*self.checkpoints, *allowed]))
 
     @property
     def is_pair(self) -> bool:
