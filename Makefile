@@ -8,10 +8,15 @@ PYTHON ?= $(shell for candidate in python3.13 python3.12 python3 python \
 	  $$candidate -c 'import sys, venv; sys.exit(not (3, 12) <= sys.version_info < (3, 14))' 2>/dev/null \
 	  && $$candidate -c 'import sys; print(sys.executable)' && break; done)
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo study test test-slow lint bench clean
 
 demo: $(READY)
 	$(BIN)/pipeline demo
+
+# The cross-evaluation on real images: three seeds of three modalities; goes on where it was interrupted.
+study: export PIPELINE_DATA_ROOT ?= $(abspath $(wildcard ../shared/data))
+study: $(READY)
+	$(BIN)/pipeline study manifests/study
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from pipeline.engines.engine import EngineName
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, ProblemsError
 from pipeline.manifest import Manifest, load_manifest, manifest_schema
 
 INTERRUPTED = 130
@@ -151,6 +151,28 @@ def evaluate(
         _print_json(results_json(frame))
     else:
         Console().print(results_table(frame))
+
+
+@app.command()
+def study(
+    manifests: Annotated[
+        list[Path], typer.Argument(metavar="MANIFEST...", help="Manifests, or folders of them: one study.")
+    ],
+    seeds: Annotated[list[int] | None, typer.Option("--seed", min=0, help="Instead of seeds.study; repeatable.")] = None,
+    engine: EngineOption = "ray",
+    workers: Workers = None,
+    data_root: DataRoot = None,
+    allow_code: AllowCode = False,
+    as_json: Json = False,
+) -> None:
+    """Train, ingest, precompute, infer, evaluate and check every manifest at every seed, then report; resumes by itself."""
+    from pipeline.drivers.study import plan_study, run_study
+
+    runs = plan_study(manifests, seeds=seeds or [], data_root=data_root)
+    summary = run_study(runs, engine, workers=workers, allow_code=allow_code)
+    _print_json(summary.as_json()) if as_json else _print_study(summary)
+    if summary.problems:
+        raise ProblemsError(summary.problems)
 
 
 @app.command()

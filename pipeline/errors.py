@@ -25,6 +25,10 @@ class SourceError(PipelineError, ValueError):
     """A source of images is absent, empty, damaged or not what its published digest says."""
 
 
+class AbsentSourceError(SourceError):
+    """A source's files are not at hand: nothing is wrong with them, they have to be fetched."""
+
+
 class ArchiveError(PipelineError, ValueError):
     """An archive is absent, damaged, or was made from something else."""
 

@@ -3,9 +3,18 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 LINE_SECONDS = 10.0
 
@@ -49,3 +58,67 @@ def sample_progress(name: str, total: int) -> Iterator[SampleProgress]:
     )
     with Progress(*columns, console=console) as bar:
         yield SampleProgress(name, total, console, bar)
+
+
+@dataclass(slots=True)
+class StepDone:
+    """What a step says of itself when it ends: whether it computed anything, or found all of it done."""
+
+    computed: bool = False
+
+
+class StudyProgress:
+    """Counts the work of many steps; a bar above the step's own in a terminal, a line for each step elsewhere.
+
+    Time left is told from the steps that computed something: those that were done before cost next to nothing.
+    """
+
+    def __init__(self, total: int, console: Console, bar: Progress | None) -> None:
+        self._total, self._console, self._bar = total, console, bar
+        self._task = bar.add_task("", total=total, left="") if bar else None
+        self._done = self._computed = 0
+        self._seconds = 0.0
+
+    @contextmanager
+    def step(self, label: str, units: int) -> Iterator[StepDone]:
+        """Show that a step of ``units`` is at work; the caller says in the yielded object whether it was."""
+        left = self._time_left()
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=label, left=left)
+        else:
+            share = 100 * self._done / max(self._total, 1)
+            self._console.print(f"[{share:3.0f} %] {label}{left and f', {left}'}", highlight=False, markup=False)
+        started, done = time.monotonic(), StepDone()
+        try:
+            yield done
+        finally:
+            self._done += units
+            if done.computed:
+                self._computed += units
+                self._seconds += time.monotonic() - started
+            if self._bar is not None and self._task is not None:
+                self._bar.update(self._task, advance=units, left=self._time_left())
+
+    def _time_left(self) -> str:
+        if not self._computed:
+            return ""
+        seconds = self._seconds / self._computed * (self._total - self._done)
+        return f"about {max(1, round(seconds / 60))} min left"
+
+
+@contextmanager
+def study_progress(total: int) -> Iterator[StudyProgress]:
+    """Show progress of ``total`` units of work while the enclosed steps go on."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield StudyProgress(total, console, None)
+        return
+    columns = (
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        yield StudyProgress(total, console, bar)

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 from pipeline.archives.npz import NpzSource
-from pipeline.errors import SourceError
+from pipeline.errors import AbsentSourceError, SourceError
 from pipeline.store.fingerprints import digest_file
 
 SIZES = (28, 64, 128, 224)
@@ -76,5 +76,5 @@ def _download(url: str, path: Path, md5: str) -> Path:
     except (OSError, RuntimeError) as error:
         if isinstance(error, HTTPError):
             error.close()
-        raise SourceError(f"{path}: download failed ({error}); fetch {url} by hand and place it there") from error
+        raise AbsentSourceError(f"{path}: download failed ({error}); fetch {url} by hand and place it there") from error
     return path

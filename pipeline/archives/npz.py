@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.archives.source import JSON, SourceImage
-from pipeline.errors import SourceError
+from pipeline.errors import AbsentSourceError, SourceError
 from pipeline.store.fingerprints import digest_file
 
 READ_BYTES = 4 << 20
@@ -135,7 +135,7 @@ class NpzSource:
         except SourceError:
             raise
         except FileNotFoundError as error:
-            raise SourceError(f"{self.path}: no such file; check the path and 'data_root'") from error
+            raise AbsentSourceError(f"{self.path}: no such file; check the path and 'data_root'") from error
         except DAMAGE as error:
             if self._stream is not None:
                 self._stream.close()

@@ -236,7 +236,7 @@ def test_the_command_line_beats_the_manifest_and_the_manifest_the_environment(
         ({"grouping__batch-size": 8}, "unknown key grouping.batch-size; did you mean batch_size?"),
         ({"grouping__window__row": 8}, "unknown key grouping.window.row; did you mean rows?; known: rows, bytes"),
         ({"npz": 1}, "unknown key npz; known: name, output"),
-        ({"seeds__trainig": 1}, "unknown key seeds.trainig; did you mean training?; known: training"),
+        ({"seeds__trainig": 1}, "unknown key seeds.trainig; did you mean training?; known: study, training"),
         (
             {"evaluation_sets": [{"name": "x", "source": {"kind": "synthetic", "count": 3, "sead": 1}}]},
             "unknown key evaluation_sets[0].source[0].sead; did you mean seed?; known: kind, count, seed",
