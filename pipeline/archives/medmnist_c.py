@@ -17,7 +17,7 @@ from pipeline.archives.npz import NpzSource
 from pipeline.archives.severities import FOLDS, MEDMNIST_C, SEVERITIES
 from pipeline.archives.source import JSON, SourceImage, split_by_block
 from pipeline.archives.stratified import stratified_choice
-from pipeline.errors import SourceError
+from pipeline.errors import AbsentSourceError, SourceError
 
 SPLIT = "test"
 PLACE = "https://zenodo.org/records/11471504"
@@ -110,7 +110,7 @@ def open_medmnist_c(
     missing = [f"{name}.npz" for name in wanted if name not in present]
     if missing:
         listed = ", ".join(present) or "none"
-        raise SourceError(f"{folder}: {', '.join(missing)} not there; corruptions there: {listed}; {_remedy(dataset)}")
+        raise AbsentSourceError(f"{folder}: {', '.join(missing)} not there; corruptions there: {listed}; {_remedy(dataset)}")
     files = {name: NpzSource(folder / f"{name}.npz", SPLIT, names) for name in wanted}
     return MedMNISTCSource(dataset, files, severities, identity=identity, stratified=stratified)
 
@@ -121,7 +121,7 @@ def _folder(dataset: str, roots: Sequence[Path]) -> Path:
     for root in roots:
         if (root / dataset).is_dir():
             return root / dataset
-    raise SourceError(f"{roots[0] / dataset}: no such folder; {_remedy(dataset)}")
+    raise AbsentSourceError(f"{roots[0] / dataset}: no such folder; {_remedy(dataset)}")
 
 
 def _remedy(dataset: str) -> str:
