@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from pipeline.errors import ManifestError, ProblemsError
 from pipeline.manifest.entries import did_you_mean
-from pipeline.manifest.images import MedMNISTSource, NpzSource, SyntheticSource
+from pipeline.manifest.images import FolderSource, MedIMetaSource, MedMNISTSource, NpzSource, SyntheticSource
 from pipeline.manifest.schema import Manifest
 from pipeline.manifest.section import Section
 from pipeline.references import is_file_reference
@@ -23,7 +23,10 @@ SOURCE_KINDS: Mapping[str, type[Section]] = {
     "medmnist": MedMNISTSource,
     "npz": NpzSource,
     "synthetic": SyntheticSource,
+    "medimeta": MedIMetaSource,
+    "folder": FolderSource,
 }
+SOURCE_PATHS = ("path", "root", "labels")
 BOUNDS = {"greater_than": (">", "gt"), "greater_than_equal": (">=", "ge"), "less_than_equal": ("<=", "le")}
 
 
@@ -182,8 +185,6 @@ def _with_absolute_paths(manifest: Manifest, folder: Path) -> Manifest:
     for training in data["finetune"].values():
         training["init"] = checkpoint(training["init"])
         sets += training["train"] + training["validation"]
-    for item in sets:
-        for source in item["source"]:
-            if "path" in source:
-                source["path"] = absolute(source["path"])
+    for source in (source for item in sets for source in item["source"]):
+        source.update({key: absolute(source[key]) for key in SOURCE_PATHS if source.get(key)})
     return Manifest.model_validate(data)

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.archives.archive import Archive
+from pipeline.archives.folder import FolderSource
+from pipeline.archives.medimeta import MedIMetaSource, find_medimeta
 from pipeline.archives.medmnist import open_medmnist
 from pipeline.archives.npz import NpzSource
 from pipeline.archives.source import JSON, ChosenImages, FirstImages, Source
@@ -33,6 +35,14 @@ def open_source(spec: images.SourceSpec, data_root: str | None) -> Source:
                 severity=spec.severity,
                 size=spec.size,
             )
+        case images.MedIMetaSource():
+            folder = find_medimeta(
+                spec.dataset, Path(spec.root) if spec.root else None, Path(data_root) if data_root else None
+            )
+            return _first(MedIMetaSource(folder, spec.split, spec.task, spec.splits), spec.limit)
+        case images.FolderSource():
+            labels = Path(spec.labels) if spec.labels else None
+            return _first(FolderSource(Path(spec.path), labels=labels, class_names=spec.class_names), spec.limit)
 
 
 def _narrowed(source: NpzSource, spec: images.MedMNISTSource | images.NpzSource) -> Source:
@@ -50,7 +60,11 @@ def _narrowed(source: NpzSource, spec: images.MedMNISTSource | images.NpzSource)
                 f"alpha {spec.site.alpha:g}; choose another index, seed or alpha"
             )
         narrowed = ChosenImages(source, shares[spec.site.index], {"site": spec.site.model_dump()})
-    return narrowed if spec.limit is None else FirstImages(narrowed, spec.limit)
+    return _first(narrowed, spec.limit)
+
+
+def _first(source: Source, limit: int | None) -> Source:
+    return source if limit is None else FirstImages(source, limit)
 
 
 def open_sources(item: images.EvaluationSet, data_root: str | None) -> Sequence[Source]:
@@ -95,7 +109,8 @@ def check_declared(item: images.EvaluationSet, archive: Archive) -> None:
     for position, (spec, segment) in enumerate(zip(item.source, archive.segments, strict=True)):
         declared = _declared_identity(spec)
         changed = [name for name, value in declared.items() if segment.source.get(name) != value]
-        if isinstance(spec, images.NpzSource) and tuple(spec.class_names) != archive.class_names:
+        named = spec.class_names if isinstance(spec, images.NpzSource | images.FolderSource) else None
+        if named is not None and tuple(named) != archive.class_names:
             changed.append("class_names")
         if changed:
             raise StaleCacheError(
@@ -114,6 +129,12 @@ def _declared_identity(spec: images.SourceSpec) -> dict[str, JSON]:
             return _of_file(Path(spec.path).name, spec)
         case images.SyntheticSource():
             return spec.model_dump()
+        case images.MedIMetaSource():
+            undeclared = {"root"} if spec.task else {"root", "task"}
+            return spec.model_dump(exclude=undeclared)
+        case images.FolderSource():
+            labels = Path(spec.labels).name if spec.labels else None
+            return {"kind": "folder", "folder": Path(spec.path).name, "labels": labels, "limit": spec.limit}
 
 
 def _of_file(name: str, spec: images.MedMNISTSource | images.NpzSource) -> dict[str, JSON]:
