@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.archives.source import describe_defect
 from pipeline.errors import SourceError, one_line
 from pipeline.store.fingerprints import digest_file
 
@@ -86,7 +87,7 @@ def decode_image(content: bytes) -> Image.Image | str:
     except UnidentifiedImageError:
         return f"is not an image ({', '.join(FORMATS)})"
     except Exception as error:  # noqa: BLE001 - decoders raise anything, and one bad image never stops the night
-        return f"{type(error).__name__}: {one_line(error)}"
+        return describe_defect(error)
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image | str:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,15 @@ from pydantic_core import ErrorDetails
 
 from pipeline.errors import ManifestError, ProblemsError
 from pipeline.manifest.entries import did_you_mean
-from pipeline.manifest.images import FolderSource, MedIMetaSource, MedMNISTSource, NpzSource, SyntheticSource
+from pipeline.manifest.images import (
+    CorruptSource,
+    FolderSource,
+    MedIMetaSource,
+    MedMNISTCSource,
+    MedMNISTSource,
+    NpzSource,
+    SyntheticSource,
+)
 from pipeline.manifest.schema import Manifest
 from pipeline.manifest.section import Section
 from pipeline.references import is_file_reference
@@ -23,6 +31,8 @@ SOURCE_KINDS: Mapping[str, type[Section]] = {
     "medmnist": MedMNISTSource,
     "npz": NpzSource,
     "synthetic": SyntheticSource,
+    "medmnist-c": MedMNISTCSource,
+    "corrupt": CorruptSource,
     "medimeta": MedIMetaSource,
     "folder": FolderSource,
 }
@@ -117,7 +127,7 @@ def _explain(path: Path, detail: ErrorDetails) -> str:
         return f"{path}: {key} must be {sign} {str(context[name]).removesuffix('.0')}, got {detail['input']!r}"
     if kind == "union_tag_invalid":
         found = context["tag"]
-        known = list(SOURCE_KINDS)
+        known = re.findall(r"'([^']*)'", context["expected_tags"])
         return f"{path}: {key}.kind: unknown source {found!r}{did_you_mean(found, known)}; known: {', '.join(known)}"
     message = detail["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
@@ -185,6 +195,16 @@ def _with_absolute_paths(manifest: Manifest, folder: Path) -> Manifest:
     for training in data["finetune"].values():
         training["init"] = checkpoint(training["init"])
         sets += training["train"] + training["validation"]
-    for source in (source for item in sets for source in item["source"]):
-        source.update({key: absolute(source[key]) for key in SOURCE_PATHS if source.get(key)})
+    for item in sets:
+        for source in item["source"]:
+            _make_absolute(source, absolute)
     return Manifest.model_validate(data)
+
+
+def _make_absolute(source: dict[str, Any], absolute: Callable[[str], str]) -> None:
+    """Replace the paths of one source, and of the source inside it."""
+    for key in SOURCE_PATHS:
+        if source.get(key) is not None:
+            source[key] = absolute(source[key])
+    if "of" in source:
+        _make_absolute(source["of"], absolute)

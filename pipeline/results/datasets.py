@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.archives.archive import Archive, Segment
-from pipeline.archives.source import JSON
+from pipeline.store.fingerprints import digest_json
 
 type Declared = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -103,8 +103,8 @@ def dataset_statistics(
 def dataset_provenance(archives: Mapping[str, Path], declared: Declared | None = None) -> pl.DataFrame:
     """One row for each source of each evaluation set: :data:`PROVENANCE_SCHEMA`.
 
-    ``images`` are those listed, rejected ones included; ``sha256`` is that of the source's pixels as its archive
-    recorded it. Licence and homepage are what the data set itself states, or, for a set that ``declared`` (of
+    ``images`` are those listed, rejected ones included; ``sha256`` is what the archive recorded of the source's pixels,
+    for several files the digest of theirs by name. Licence and homepage are what the data set itself states, or, for a set that ``declared`` (of
     :func:`declared_sources`) names as MedMNIST's, what the medmnist package states. Raises
     :class:`pipeline.errors.ArchiveError` for an archive that is absent or not complete.
     """
@@ -124,7 +124,7 @@ def dataset_provenance(archives: Mapping[str, Path], declared: Declared | None =
                     "images": segment.rows,
                     "corruptions": sorted(counts.corruptions),
                     "severities": sorted(counts.severities),
-                    "sha256": identity.get("sha256"),
+                    "sha256": _digest(identity),
                     **_published(identity),
                 }
             )
@@ -144,9 +144,6 @@ def _count(archive: Archive, parts: range) -> _Counts:
 
 
 def _known(samples: Any, column: str) -> set[Any]:
-    """Distinct values of a column, which an archive of an earlier version may not have."""
-    if column not in samples.column_names:
-        return set()
     return set(samples[column].unique().to_pylist()) - {None}
 
 
@@ -160,10 +157,16 @@ def _identities(archive: Archive, declared: Sequence[Mapping[str, Any]]) -> list
 
 
 def _identity(segment: Segment, spec: Mapping[str, Any]) -> dict[str, Any]:
-    recorded: Mapping[str, JSON] = segment.source
-    base = recorded.get("of")
-    merged = {**spec, **(base if isinstance(base, Mapping) else {}), **recorded}
-    return merged | ({"kind": spec["kind"]} if "kind" in spec else {})
+    return _with_base(spec) | _with_base(segment.source) | {"kind": spec.get("kind", segment.source["kind"])}
+
+
+def _with_base(source: Mapping[str, Any]) -> dict[str, Any]:
+    """A corrupted source says the rest of what it is in that of its clean images."""
+    return {**source.get("of", {}), **source}
+
+
+def _digest(identity: Mapping[str, Any]) -> str | None:
+    return digest_json(identity["files"]) if "files" in identity else identity.get("sha256")
 
 
 def _size(identity: Mapping[str, Any]) -> str | None:
@@ -174,7 +177,7 @@ def _size(identity: Mapping[str, Any]) -> str | None:
 
 
 def _published(identity: Mapping[str, Any]) -> dict[str, str | None]:
-    if identity["kind"] == "medmnist":
+    if "flag" in identity:
         # medmnist imports torch: seconds that other sets need not wait.
         from medmnist.info import HOMEPAGE, INFO
 
