@@ -27,14 +27,13 @@ def datasets_tables(statistics: pl.DataFrame, provenance: pl.DataFrame) -> list[
 
 
 def _statistics_table(frame: pl.DataFrame) -> Table:
-    numbers = ("Images", "Rejected", "Classes", "Per class", "Majority %", "Groups", "Pixels")
+    numbers = ("Images", "Classes", "Per class", "Maj. %", "Groups", "Pixels")
     table = _table("Data statistics", ["Evaluation set"], numbers)
     for row in frame.iter_rows(named=True):
         low, high = row["smallest_class"], row["largest_class"]
         cells = [
-            row["evaluation_set"] + (f" ({row['condition']})" if row["condition"] else ""),
-            whole(row["images"]),
-            whole(row["rejected"]),
+            "\n".join(filter(None, (row["evaluation_set"], row["condition"] and f"({row['condition']})"))),
+            whole(row["images"]) + (f"\n{whole(row['rejected'])} rejected" if row["rejected"] else ""),
             whole(row["classes"]),
             whole(low) if low == high else f"{whole(low)}-{whole(high)}",
             percent(row["majority_rate"]),
@@ -51,7 +50,7 @@ def _classes_table(frame: pl.DataFrame) -> Table:
         counts = [f"{name} {whole(count)}" for name, count in zip(row["class_names"], row["class_counts"], strict=True)]
         if row["unlabelled"]:
             counts.append(f"not known {whole(row['unlabelled'])}")
-        _add(table, [row["evaluation_set"], ", ".join(counts)])
+        _add(table, [row["evaluation_set"], "; ".join(counts)])
     return table
 
 

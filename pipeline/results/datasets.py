@@ -11,6 +11,7 @@ import polars as pl
 from pipeline.archives.archive import Archive, Segment
 from pipeline.store.fingerprints import digest_json
 
+# Of each evaluation set, its ``source`` as a manifest, or the copy of it in ``run.json``, lists it.
 type Declared = Mapping[str, Sequence[Mapping[str, Any]]]
 
 STATISTICS_SCHEMA = pl.Schema(
@@ -57,11 +58,6 @@ class _Counts:
     rejected: int = 0
 
 
-def declared_sources(manifest: Mapping[str, Any]) -> dict[str, Sequence[Mapping[str, Any]]]:
-    """Sources of each evaluation set as a manifest (or the copy of it in ``run.json``) lists them."""
-    return {item["name"]: item["source"] for item in manifest["evaluation_sets"]}
-
-
 def dataset_statistics(
     archives: Mapping[str, Path], conditions: Mapping[str, str], declared: Declared | None = None
 ) -> pl.DataFrame:
@@ -69,8 +65,8 @@ def dataset_statistics(
 
     ``images`` are those stored, ``class_counts`` in the order of ``class_names``; ``majority_rate`` is a fraction of
     the labelled images, null without any; ``groups`` counts distinct group ids, null without any. Sizes are HxW pixels;
-    ``source_size`` is null where no source states its own and ``declared`` (of :func:`declared_sources`) does not
-    either. Raises :class:`pipeline.errors.ArchiveError` for an archive that is absent or not complete.
+    ``source_size`` is null where neither a source nor its declaration in the manifest, ``declared``, states it. Raises
+    :class:`pipeline.errors.ArchiveError` for an archive that is absent or not complete.
     """
     rows = []
     for name, path in archives.items():
@@ -104,8 +100,8 @@ def dataset_provenance(archives: Mapping[str, Path], declared: Declared | None =
     """One row for each source of each evaluation set: :data:`PROVENANCE_SCHEMA`.
 
     ``images`` are those listed, rejected ones included; ``sha256`` is what the archive recorded of the source's pixels,
-    for several files the digest of theirs by name. Licence and homepage are what the data set itself states, or, for a set that ``declared`` (of
-    :func:`declared_sources`) names as MedMNIST's, what the medmnist package states. Raises
+    for several files the digest of theirs by name. Licence and homepage are what the data set itself states or, for a
+    set that the manifest declares as MedMNIST's, what the medmnist package states. Raises
     :class:`pipeline.errors.ArchiveError` for an archive that is absent or not complete.
     """
     rows = []
