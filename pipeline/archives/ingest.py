@@ -35,8 +35,8 @@ SAMPLES_SCHEMA = pa.schema(
 REJECTS_SCHEMA = pa.schema(
     [("row", pa.int64()), ("sample_id", pa.string()), ("source", pa.string()), ("reason", pa.string())]
 )
-
-
+# What of an identity names a source in messages.
+NAMING = ("kind", "file", "dataset", "folder", "task", "split", "site")
 CONTENT_COLUMNS = ("row", "sample_id", "label", "group_id", "content_hash", "corruption", "severity")
 
 
@@ -180,4 +180,4 @@ def _check_unchanged(archive: Archive, position: int, segment: Segment, source: 
 
 
 def _name(identity: Mapping[str, JSON]) -> str:
-    return " ".join(str(identity[key]) for key in ("kind", "file", "dataset", "split", "site") if key in identity)
+    return " ".join(str(identity[key]) for key in NAMING if key in identity)

@@ -105,6 +105,36 @@ class SyntheticSource(Section):
     size: Annotated[int, Field(ge=16, le=1024)] = 28
 
 
+class MedIMetaSource(Section):
+    """One split of a MedIMeta data set in its released layout; class names are those of its info.yaml."""
+
+    kind: Literal["medimeta"]
+    dataset: FolderName = Field(description="its folder's name, such as pbc")
+    root: str | None = Field(
+        None, description="folder that holds the data sets; by default DATA_ROOT/medimeta or DATA_ROOT"
+    )
+    task: str | None = Field(None, description="by its name in info.yaml; may be left out where there is only one")
+    split: Literal["train", "val", "test"]
+    splits: Literal["medimeta", "original"] = Field(
+        "medimeta", description="MedIMeta's own splits, or those of the data set that the images were taken from"
+    )
+    limit: Limit = None
+
+
+class FolderSource(Section):
+    """Image files: a sub-folder for each class, or a CSV file with the header path,label[,group_id]."""
+
+    kind: Literal["folder"]
+    path: str = Field(description="the folder; relative to the manifest")
+    labels: str | None = Field(
+        None, description="CSV file, relative to the manifest; its paths are relative to the folder"
+    )
+    class_names: ClassNames | None = Field(
+        None, description="order of the classes; by default the sub-folders, or the labels, in alphabetical order"
+    )
+    limit: Limit = None
+
+
 class MedMNISTCSource(Section):
     """MedMNIST-C's corrupted test sets, as released: a .npz file per corruption, five severities after one another."""
 
@@ -128,7 +158,7 @@ class MedMNISTCSource(Section):
         return self
 
 
-CleanSource = MedMNISTSource | NpzSource | SyntheticSource
+CleanSource = MedMNISTSource | NpzSource | SyntheticSource | MedIMetaSource | FolderSource
 
 
 class CorruptSource(Section):

@@ -12,7 +12,15 @@ from pydantic_core import ErrorDetails
 
 from pipeline.errors import ManifestError, ProblemsError
 from pipeline.manifest.entries import did_you_mean
-from pipeline.manifest.images import CorruptSource, MedMNISTCSource, MedMNISTSource, NpzSource, SyntheticSource
+from pipeline.manifest.images import (
+    CorruptSource,
+    FolderSource,
+    MedIMetaSource,
+    MedMNISTCSource,
+    MedMNISTSource,
+    NpzSource,
+    SyntheticSource,
+)
 from pipeline.manifest.schema import Manifest
 from pipeline.manifest.section import Section
 from pipeline.references import is_file_reference
@@ -27,8 +35,10 @@ SOURCE_KINDS: Mapping[str, type[Section]] = {
     "synthetic": SyntheticSource,
     "medmnist-c": MedMNISTCSource,
     "corrupt": CorruptSource,
+    "medimeta": MedIMetaSource,
+    "folder": FolderSource,
 }
-SOURCE_PATHS = ("path", "root")
+SOURCE_PATHS = ("path", "root", "labels")
 BOUNDS = {"greater_than": (">", "gt"), "greater_than_equal": (">=", "ge"), "less_than_equal": ("<=", "le")}
 
 

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from pipeline.archives.archive import Archive
 from pipeline.archives.corrupt import CorruptSource
+from pipeline.archives.folder import FolderSource
+from pipeline.archives.medimeta import MedIMetaSource, find_medimeta
 from pipeline.archives.medmnist import open_medmnist
 from pipeline.archives.medmnist_c import open_medmnist_c
 from pipeline.archives.npz import NpzSource
@@ -41,6 +43,14 @@ def open_source(spec: images.SourceSpec, data_root: str | None) -> Source:
                 severity=spec.severity,
                 size=spec.size,
             )
+        case images.MedIMetaSource():
+            folder = find_medimeta(
+                spec.dataset, Path(spec.root) if spec.root else None, Path(data_root) if data_root else None
+            )
+            return _first(MedIMetaSource(folder, spec.split, spec.task, spec.splits), spec.limit)
+        case images.FolderSource():
+            labels = Path(spec.labels) if spec.labels else None
+            return _first(FolderSource(Path(spec.path), labels=labels, class_names=spec.class_names), spec.limit)
 
 
 def _narrowed(source: NpzSource, spec: images.MedMNISTSource | images.NpzSource) -> Source:
@@ -64,7 +74,11 @@ def _narrowed(source: NpzSource, spec: images.MedMNISTSource | images.NpzSource)
         positions = positions[_stratified(where, source.labels[positions], spec.stratified)]
         identity["stratified"] = spec.stratified.model_dump()
     narrowed = ChosenImages(source, positions, identity) if identity else source
-    return narrowed if spec.limit is None else FirstImages(narrowed, spec.limit)
+    return _first(narrowed, spec.limit)
+
+
+def _first(source: Source, limit: int | None) -> Source:
+    return source if limit is None else FirstImages(source, limit)
 
 
 def _stratified(where: str, labels: NDArray[np.int64], spec: images.Stratified) -> NDArray[np.int64]:
@@ -158,6 +172,12 @@ def _declared_identity(spec: images.SourceSpec) -> dict[str, JSON]:
             return _of_file(Path(spec.path).name, spec)
         case images.SyntheticSource():
             return spec.model_dump()
+        case images.MedIMetaSource():
+            undeclared = {"root"} if spec.task else {"root", "task"}
+            return spec.model_dump(exclude=undeclared)
+        case images.FolderSource():
+            labels = Path(spec.labels).name if spec.labels else None
+            return {"kind": "folder", "folder": Path(spec.path).name, "labels": labels, "limit": spec.limit}
         case images.MedMNISTCSource():
             return spec.model_dump(exclude={"root", "class_names"})
         case images.CorruptSource():
@@ -169,7 +189,7 @@ def _declared_identity(spec: images.SourceSpec) -> dict[str, JSON]:
 
 def _declared_class_names(spec: images.SourceSpec) -> list[str] | None:
     match spec:
-        case images.NpzSource() | images.MedMNISTCSource():
+        case images.NpzSource() | images.MedMNISTCSource() | images.FolderSource():
             return spec.class_names
         case images.CorruptSource():
             return _declared_class_names(spec.of)
