@@ -105,7 +105,9 @@ AnyArchitecture = Architecture | ClassifierArchitecture
 def tokenize_prompts(tokenizer: Callable[..., Tensor], prompts: list[str]) -> Tensor:
     """Token ids [len(prompts), context] of whole prompts.
 
-    open_clip cuts what exceeds the context in silence; here that is a :class:`ManifestError` naming the prompt.
+    open_clip cuts what exceeds the context in silence; here that is a :class:`ManifestError` naming the prompt. So are
+    different prompts that come out the same: transformers takes a tokenizer without its vocabulary for a whole one, to
+    which every word is unknown.
     """
     tokens = tokenizer(prompts)
     context = tokens.shape[1]
@@ -116,6 +118,14 @@ def tokenize_prompts(tokenizer: Callable[..., Tensor], prompts: list[str]) -> Te
             f"prompts: {prompt!r} is longer than the model's {context} tokens and would be cut; shorten the template "
             "or the class name, or name an architecture with a longer text_cfg.context_length"
         )
+    seen: dict[tuple[int, ...], str] = {}
+    for prompt, row in zip(prompts, tokens.tolist(), strict=True):
+        other = seen.setdefault(tuple(row), prompt)
+        if other != prompt:
+            raise ManifestError(
+                f"prompts: {other!r} and {prompt!r} are the same tokens to this model; "
+                "name the classes apart, and check that its tokenizer has its vocabulary"
+            )
     return tokens
 
 
