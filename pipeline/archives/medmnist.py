@@ -49,7 +49,7 @@ def published_file(flag: str, size: int, data_root: Path | None) -> PublishedFil
         name=name,
         url=info[f"url{suffix}"],
         md5=info[f"MD5{suffix}"],
-        class_names=tuple(info["label"][str(index)] for index in range(len(info["label"]))),
+        class_names=_class_names(info),
         path=next((candidate for candidate in candidates if candidate.is_file()), None),
         target=root / name,
     )
@@ -65,7 +65,21 @@ def open_medmnist(flag: str, split: str, size: int, data_root: Path | None) -> N
     _check_choice(flag, "split", split, SPLITS)
     path = file.path or _download(file.url, file.target, file.md5)
     _check_digest(path, file.md5, file.url)
-    return NpzSource(path, split, file.class_names)
+    return NpzSource(path, split, file.class_names, group=flag)
+
+
+def published_class_names(flag: str) -> tuple[str, ...] | None:
+    """Names of a set's classes from the set's own metadata, in label order; None for a name that is no MedMNIST set.
+
+    Raises :class:`SourceError` for a set that is three-dimensional or multi-label.
+    """
+    from medmnist.info import INFO
+
+    return _class_names(_set_info(flag, INFO)) if flag in INFO else None
+
+
+def _class_names(info: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(info["label"][str(index)] for index in range(len(info["label"])))
 
 
 def _set_info(flag: str, known: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
