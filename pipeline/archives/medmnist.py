@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -14,29 +15,57 @@ SIZES = (28, 64, 128, 224)
 SPLITS = ("train", "val", "test")
 
 
-def open_medmnist(flag: str, split: str, size: int, data_root: Path | None) -> NpzSource:
-    """Open one split of a 2-D, single-label MedMNIST set at one of its four sizes.
+@dataclass(frozen=True, slots=True)
+class PublishedFile:
+    """A MedMNIST file as its publisher describes it, and where it is or would be put on this machine.
+
+    ``path`` is None while the file is not there; ``target`` is where a download puts it.
+    """
+
+    name: str
+    url: str
+    md5: str
+    class_names: tuple[str, ...]
+    path: Path | None
+    target: Path
+
+
+def published_file(flag: str, size: int, data_root: Path | None) -> PublishedFile:
+    """A 2-D, single-label MedMNIST set at one of its four sizes; nothing is fetched.
 
     The file is looked for in ``data_root`` and ``data_root/medmnist`` (without a ``data_root``: in the medmnist
-    package's own folder) and downloaded if absent. Class names come from the set's own metadata. Raises
-    :class:`SourceError` for an unknown set, size or split, a digest that differs, and a failed download.
+    package's own folder). Raises :class:`SourceError` for an unknown set or size.
     """
     # medmnist imports torch: seconds that a command without MedMNIST sets need not wait.
     from medmnist.info import DEFAULT_ROOT, INFO
 
     info = _set_info(flag, INFO)
     _check_choice(flag, "size", size, SIZES)
-    _check_choice(flag, "split", split, SPLITS)
     suffix = "" if size == 28 else f"_{size}"
-    file_name, url, md5 = f"{flag}{suffix}.npz", info[f"url{suffix}"], info[f"MD5{suffix}"]
-
+    name = f"{flag}{suffix}.npz"
     root = Path(DEFAULT_ROOT or Path.home() / ".medmnist") if data_root is None else data_root
-    candidates = [folder / file_name for folder in (root, root / "medmnist")]
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if path is None:
-        path = _download(url, root / file_name, md5)
-    _check_digest(path, md5, url)
-    return NpzSource(path, split, _class_names(info), group=flag)
+    candidates = [folder / name for folder in (root, root / "medmnist")]
+    return PublishedFile(
+        name=name,
+        url=info[f"url{suffix}"],
+        md5=info[f"MD5{suffix}"],
+        class_names=_class_names(info),
+        path=next((candidate for candidate in candidates if candidate.is_file()), None),
+        target=root / name,
+    )
+
+
+def open_medmnist(flag: str, split: str, size: int, data_root: Path | None) -> NpzSource:
+    """Open one split of a 2-D, single-label MedMNIST set at one of its four sizes.
+
+    The file is downloaded if :func:`published_file` does not find it. Class names come from the set's own metadata.
+    Raises :class:`SourceError` for an unknown set, size or split, a digest that differs, and a failed download.
+    """
+    file = published_file(flag, size, data_root)
+    _check_choice(flag, "split", split, SPLITS)
+    path = file.path or _download(file.url, file.target, file.md5)
+    _check_digest(path, file.md5, file.url)
+    return NpzSource(path, split, file.class_names, group=flag)
 
 
 def published_class_names(flag: str) -> tuple[str, ...] | None:

@@ -7,6 +7,13 @@ from pathlib import Path
 from pipeline.archives.archive import Archive
 from pipeline.archives.ingest import plan_segments
 from pipeline.archives.source import Source
+from pipeline.drivers.downloads import (
+    NOT_YET,
+    awaited_architecture,
+    awaited_images,
+    awaited_weights,
+    published_names,
+)
 from pipeline.drivers.opening import (
     find_user_rules,
     open_models,
@@ -28,22 +35,21 @@ from pipeline.stages.selection import require_code_allowed, select_methods
 from pipeline.stages.sources import open_sources, resolve_class_names
 
 
-def validate(manifest: Manifest, *, allow_code: bool = False) -> list[str]:
-    """Check models, methods, prompts, sources, archives and training sets; say what was found, a line each.
+def validate(manifest: Manifest, *, allow_code: bool = False) -> Iterator[str]:
+    """Check models, methods, prompts, sources, archives and training sets; yield what was found, a line each.
 
-    A checkpoint that the manifest itself says how to make may still be absent. Raises :class:`ProblemsError` with
-    every problem found, one line each.
+    A checkpoint that the manifest itself says how to make may still be absent. What the program would download is named
+    with where it comes from, and not fetched: what depends on it is checked once it is there. Raises
+    :class:`ProblemsError` at the end, with every problem found, one line each.
     """
-    findings: list[str] = []
     problems: list[str] = []
     for check in _checks(manifest, allow_code=allow_code):
         try:
-            findings.append(check())
+            yield from check().splitlines()
         except PipelineError as error:
             problems += str(error).splitlines()
     if problems:
         raise ProblemsError(list(dict.fromkeys(problems)))
-    return findings
 
 
 def _checks(manifest: Manifest, *, allow_code: bool) -> Iterator[Callable[[], str]]:
@@ -60,13 +66,20 @@ def _checks(manifest: Manifest, *, allow_code: bool) -> Iterator[Callable[[], st
 
 def _check_models(manifest: Manifest) -> str:
     section, checkpoints = manifest.models_section, manifest.checkpoints
+    if awaited := awaited_architecture(manifest):
+        line = f"{section}: {manifest.architecture}: {NOT_YET} {' and '.join(awaited)}"
+        return "\n".join([line, *awaited_weights(manifest, None)])
+    awaited = awaited_weights(manifest, load_manifest_architecture(manifest))
     to_be_made = [manifest.checkpoint_key(name) for name in manifest.finetune if not _is_made(checkpoints[name])]
     if to_be_made:
         load_manifest_architecture(manifest).build()
-        return f"{section}: {manifest.architecture}; run `pipeline finetune` to make {' and '.join(to_be_made)}"
+        line = f"{section}: {manifest.architecture}; run `pipeline finetune` to make {' and '.join(to_be_made)}"
+        return "\n".join([line, *awaited])
     if None in checkpoints.values() and manifest.finetune and not manifest.evaluation_sets:
         return f"{section}: {manifest.architecture}, a generalist alone"
     require_evaluation_sets(manifest)
+    if awaited:
+        return "\n".join([f"{section}: {manifest.architecture}", *awaited])
     models = open_models(manifest)
     size = models.preprocessing.geometry
     fit = "both ends fit" if section == "pair" else f"{len(models.names)} sources fit"
@@ -95,9 +108,9 @@ def _check_evaluation_set(manifest: Manifest, item: EvaluationSet) -> str:
     sources, found = _open_set(manifest, item)
     path = archive_path(manifest, item.name)
     if not path.exists():
-        return f"{found}, not ingested yet"
+        return f"{found}, not ingested yet" if sources else found
     archive = Archive.open(path)
-    new, missing = plan_segments(archive, sources), archive.missing_parts()
+    new, missing = plan_segments(archive, sources) if sources else [], archive.missing_parts()
     return f"{found}, archive has {archive.parts} parts, {len(missing)} missing, {len(new)} sources to append"
 
 
@@ -106,11 +119,19 @@ def _check_training_set(manifest: Manifest, item: EvaluationSet, use: str) -> st
 
 
 def _open_set(manifest: Manifest, item: EvaluationSet) -> tuple[Sequence[Source], str]:
-    """Sources of a set, and what they hold; prompts that would be cut are refused here too."""
-    sources = open_sources(item, manifest.data_root)
-    names = resolve_class_names(item, sources[0].class_names)
-    architecture = load_manifest_architecture(manifest)
-    require_class_count(architecture, item.name, names)
-    if isinstance(architecture, Architecture):
-        architecture.tokenize(fill_templates(names, manifest.prompts.templates))
-    return sources, f"{item.name}: {sum(map(len, sources)):,} images, {len(names)} classes"
+    """Sources of a set, none while one is to be downloaded, and what they hold.
+
+    Prompts that would be cut are refused here too.
+    """
+    awaited = awaited_images(item, manifest.data_root)
+    sources = [] if awaited else open_sources(item, manifest.data_root)
+    own = sources[0].class_names if sources else published_names(item)
+    names = resolve_class_names(item, own) if own else []
+    if names and not awaited_architecture(manifest):
+        architecture = load_manifest_architecture(manifest)
+        require_class_count(architecture, item.name, names)
+        if isinstance(architecture, Architecture):
+            architecture.tokenize(fill_templates(names, manifest.prompts.templates))
+    if awaited:
+        return sources, f"{item.name}: {NOT_YET} {' and '.join(awaited)}"
+    return sources, f"{item.name}: {sum(map(len, sources)):,} images, {len(own)} classes"

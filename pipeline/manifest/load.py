@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.errors import ManifestError, ProblemsError
+from pipeline.errors import ProblemsError
 from pipeline.manifest.entries import did_you_mean
+from pipeline.manifest.extends import DESCRIPTION, EXTENDS, read_extended
 from pipeline.manifest.images import (
     CorruptSource,
     FolderSource,
@@ -48,16 +48,16 @@ def load_manifest(
     """Read, resolve and validate a manifest; ``output`` and ``data_root`` replace what it says, ``seed`` all its seeds.
 
     ``data_root`` and the environment variable PIPELINE_DATA_ROOT are relative to the working directory, everything in
-    the file is relative to the file.
+    the file, and in what it extends, is relative to the file.
 
     Raises
     ------
     ManifestError
-        When the file is absent or no YAML mapping.
+        When the file or one that it extends is absent or no YAML mapping.
     ProblemsError
         With one line per wrong setting: file, key path, value and remedy.
     """
-    resolved = _read_mapping(path)
+    resolved = read_extended(path)
     variables = dict(os.environ)
     root = data_root or os.environ.get(ROOT_VARIABLE)
     if root:
@@ -81,21 +81,11 @@ def load_manifest(
 
 
 def manifest_schema() -> dict[str, Any]:
-    """JSON Schema of the manifest."""
-    return Manifest.model_json_schema()
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ManifestError(f"{path}: cannot be read ({reason}); give the path of a manifest") from error
-    except yaml.YAMLError as error:
-        raise ManifestError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(raw, dict):
-        raise ManifestError(f"{path}: must be a mapping of settings, got {type(raw).__name__}")
-    return raw
+    """JSON Schema of the manifest file, which may extend another and then lack what that one has."""
+    schema = Manifest.model_json_schema()
+    schema["properties"][EXTENDS] = {"type": "string", "minLength": 1, "title": "Extends", "description": DESCRIPTION}
+    schema["anyOf"] = [{"required": schema.pop("required")}, {"required": [EXTENDS]}]
+    return schema
 
 
 def _replace_variables(value: Any, key: str, variables: Mapping[str, str], problems: list[str]) -> Any:
@@ -165,7 +155,7 @@ def _known_keys(location: Sequence[str | int]) -> list[str]:
             section = SOURCE_KINDS[part]
         elif part in section.model_fields:
             section = _section_of(section.model_fields[part].annotation) or section
-    return list(section.model_fields)
+    return [*section.model_fields, EXTENDS] if section is Manifest else list(section.model_fields)
 
 
 def _section_of(annotation: Any) -> type[Section] | None:

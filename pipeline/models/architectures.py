@@ -18,12 +18,13 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import open_clip
-from open_clip.pretrained import download_pretrained_from_hf
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError, ManifestError, one_line
 from pipeline.models.classifiers import TIMM_PREFIX, ClassifierArchitecture, classifier_architecture
 from pipeline.models.preprocessing import Preprocessing
+from pipeline.models.published import CONFIGURATION, HUB, cached, fetch_configuration
+from pipeline.models.text_towers import absent_text_files, with_local_folders, with_shape
 from pipeline.references import HUB_PREFIX
 from pipeline.store.fingerprints import digest_json
 
@@ -36,6 +37,7 @@ ORIGINS = frozenset({"hf_model_name", "hf_model_pretrained", "timm_model_pretrai
 class Architecture:
     """An open_clip model shape: the reference it came from, the name it is registered under and its configuration.
 
+    ``config`` is as published, and with a Hugging Face text tower has its ``config.json`` as ``text_cfg.hf_config``.
     ``key`` is the manifest key that errors name.
     """
 
@@ -70,7 +72,11 @@ class Architecture:
     def tokenizer(self) -> Callable[..., Tensor]:
         """open_clip's tokenizer for this architecture: texts to token ids [len(texts), context_length]."""
         with _quiet_open_clip():
-            return cast("Callable[..., Tensor]", open_clip.get_tokenizer(self.name))
+            try:
+                return cast("Callable[..., Tensor]", open_clip.get_tokenizer(self.name))
+            except Exception as error:  # transformers raises many kinds for files that make no tokenizer
+                msg = f"{self.key}: the tokenizer of {self.reference!r} cannot be loaded ({one_line(error)})"
+                raise CheckpointError(f"{msg}; check text_cfg.hf_tokenizer_name and the network") from error
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """Token ids [len(prompts), context_length]; see :func:`tokenize_prompts`."""
@@ -99,7 +105,9 @@ AnyArchitecture = Architecture | ClassifierArchitecture
 def tokenize_prompts(tokenizer: Callable[..., Tensor], prompts: list[str]) -> Tensor:
     """Token ids [len(prompts), context] of whole prompts.
 
-    open_clip cuts what exceeds the context in silence; here that is a :class:`ManifestError` naming the prompt.
+    open_clip cuts what exceeds the context in silence; here that is a :class:`ManifestError` naming the prompt. So are
+    different prompts that come out the same: transformers takes a tokenizer without its vocabulary for a whole one, to
+    which every word is unknown.
     """
     tokens = tokenizer(prompts)
     context = tokens.shape[1]
@@ -110,6 +118,14 @@ def tokenize_prompts(tokenizer: Callable[..., Tensor], prompts: list[str]) -> Te
             f"prompts: {prompt!r} is longer than the model's {context} tokens and would be cut; shorten the template "
             "or the class name, or name an architecture with a longer text_cfg.context_length"
         )
+    seen: dict[tuple[int, ...], str] = {}
+    for prompt, row in zip(prompts, tokens.tolist(), strict=True):
+        other = seen.setdefault(tuple(row), prompt)
+        if other != prompt:
+            raise ManifestError(
+                f"prompts: {other!r} and {prompt!r} are the same tokens to this model; "
+                "name the classes apart, and check that its tokenizer has its vocabulary"
+            )
     return tokens
 
 
@@ -135,7 +151,27 @@ def load_architecture(reference: str, classes: int | None = None, *, key: str = 
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         msg = f"{key}: {reference!r} is neither an open_clip architecture nor a .json file nor timm:NAME{hint}"
         raise CheckpointError(msg)
-    return Architecture(reference, name, config, {}, key)
+    return Architecture(reference, name, with_shape(config, config, f"{key}: {reference}"), {}, key)
+
+
+def awaited_files(reference: str) -> list[str]:
+    """What :func:`load_architecture` would fetch from the hub, in words; the network is not asked.
+
+    Empty too for a reference that it would refuse: the refusal is its own.
+    """
+    if reference.startswith(HUB_PREFIX):
+        repository = reference.removeprefix(HUB_PREFIX)
+        path = cached(repository, CONFIGURATION)
+        if path is None:
+            return [f"architecture from {HUB} ({repository})"]
+        return absent_text_files(json.loads(path.read_text(encoding="utf-8")).get("model_cfg", {}))
+    if not reference.endswith(".json"):
+        return absent_text_files(open_clip.get_model_config(reference.replace("/", "-")) or {})
+    try:
+        config = _as_published(json.loads(Path(reference).read_text(encoding="utf-8")))["model_cfg"]
+        return absent_text_files(with_local_folders(config, Path(reference).parent))
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
 
 
 def _from_file(path: Path, classes: int | None, key: str) -> AnyArchitecture:
@@ -148,25 +184,39 @@ def _from_file(path: Path, classes: int | None, key: str) -> AnyArchitecture:
         raise CheckpointError(f"{key}: {path}: is not JSON ({error})") from error
     if isinstance(config, dict) and "architecture" in config:
         return classifier_architecture(path.name, config, classes, key)
-    absent = sorted({"embed_dim", "vision_cfg", "text_cfg"} - set(config if isinstance(config, dict) else ()))
-    if absent:
-        raise CheckpointError(
-            f"{key}: {path}: lacks {', '.join(absent)}; it is no open_clip model configuration, nor timm's, "
-            "which has 'architecture'"
-        )
-    return Architecture(path.name, _register(path.stem, config), config, {}, key)
+    return _from_published(path.name, path.stem, _as_published(config), f"{key}: {path}", key, path.parent)
+
+
+def _as_published(content: Any) -> Mapping[str, Any]:
+    """A configuration in the layout of the hub's ``open_clip_config.json``, which nests it."""
+    return content if isinstance(content, dict) and "model_cfg" in content else {"model_cfg": content}
 
 
 def _from_hub(reference: str, key: str) -> Architecture:
+    repository = reference.removeprefix(HUB_PREFIX)
     try:
-        path = download_pretrained_from_hf(reference.removeprefix(HUB_PREFIX), filename="open_clip_config.json")
-        published = json.loads(Path(path).read_text(encoding="utf-8"))
-        config = published["model_cfg"]
+        published = json.loads(fetch_configuration(repository).read_text(encoding="utf-8"))
     except Exception as error:  # the hub client raises many kinds; all mean that it cannot be had
-        msg = f"{key}: {reference}: cannot be fetched ({one_line(error)}); check the id and the network"
-        raise CheckpointError(msg) from error
-    stem = reference.removeprefix(HUB_PREFIX).replace("/", "-")
-    return Architecture(reference, _register(stem, config), config, published.get("preprocess_cfg", {}), key)
+        raise CheckpointError(
+            f"{key}: {reference}: its configuration cannot be fetched ({one_line(error)}); check the id and the network"
+        ) from error
+    return _from_published(reference, repository.replace("/", "-"), published, f"{key}: {reference}", key, None)
+
+
+def _from_published(
+    reference: str, stem: str, published: Mapping[str, Any], where: str, key: str, folder: Path | None
+) -> Architecture:
+    """Architecture of a file in the layout of the hub's ``open_clip_config.json``; ``folder`` is the one it lies in."""
+    config = published.get("model_cfg")
+    absent = sorted({"embed_dim", "vision_cfg", "text_cfg"} - set(config if isinstance(config, dict) else ()))
+    if absent:
+        raise CheckpointError(
+            f"{where}: lacks {', '.join(absent)}; it is no open_clip model configuration, nor timm's, "
+            "which has 'architecture'"
+        )
+    buildable = config if folder is None else with_local_folders(config, folder)
+    full = with_shape(config, buildable, where)
+    return Architecture(reference, _register(stem, buildable), full, published.get("preprocess_cfg", {}), key)
 
 
 def _register(stem: str, config: dict[str, Any]) -> str:

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import open_clip
 import torch
 from open_clip.model import convert_to_custom_text_state_dict
-from open_clip.pretrained import download_pretrained_from_hf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -18,6 +16,7 @@ from pipeline.errors import CheckpointError, one_line
 from pipeline.models.architectures import AnyArchitecture
 from pipeline.models.classifiers import LinearClassifier
 from pipeline.models.publications import Publication, read_publication, tag_configuration
+from pipeline.models.published import fetch_hub_weights, fetch_tag_weights, hub_weights, tag_weights
 from pipeline.references import HUB_PREFIX, is_file_reference
 from pipeline.store.files import write_atomically
 
@@ -151,16 +150,17 @@ def _locate(reference: str, architecture: AnyArchitecture) -> Path:
     """Path of the weights, fetched first where they are published elsewhere."""
     if is_file_reference(reference):
         return Path(reference)
+    on_hub = reference.startswith(HUB_PREFIX)
+    repository = reference.removeprefix(HUB_PREFIX)
+    tag = {} if on_hub else tag_configuration(reference, architecture)
     try:
-        if reference.startswith(HUB_PREFIX):
-            return Path(download_pretrained_from_hf(reference.removeprefix(HUB_PREFIX)))
-        return Path(open_clip.download_pretrained(tag_configuration(reference, architecture)))
-    except CheckpointError:
-        raise
+        return fetch_hub_weights(repository) if on_hub else fetch_tag_weights(tag)
     except Exception as error:  # the hub client raises many kinds; all mean that it cannot be had
-        reason = one_line(error)
-        msg = f"{reference}: weights of {architecture.reference!r} cannot be fetched ({reason}); check the network"
-        raise CheckpointError(msg) from error
+        where = (hub_weights(repository) if on_hub else tag_weights(tag)).where
+        raise CheckpointError(
+            f"{reference}: weights of {architecture.reference!r} cannot be fetched from {where} ({one_line(error)}); "
+            "check the network, or fetch them elsewhere and name the file"
+        ) from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-from open_clip.pretrained import download_pretrained_from_hf
 from safetensors import SafetensorError, safe_open
 
 from pipeline.errors import CheckpointError, one_line
 from pipeline.models.architectures import AnyArchitecture
 from pipeline.models.classifiers import ClassifierArchitecture
+from pipeline.models.published import fetch_configuration
 from pipeline.references import HUB_PREFIX, is_file_reference
 
 CARD_KEY = "pipeline.card"
@@ -104,8 +104,8 @@ def _head_classes(card: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _hub_configuration(reference: str) -> dict[str, Any]:
     try:
-        path = download_pretrained_from_hf(reference.removeprefix(HUB_PREFIX), filename="open_clip_config.json")
-        published: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        path = fetch_configuration(reference.removeprefix(HUB_PREFIX))
+        published: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except Exception as error:  # the hub client raises many kinds; all mean that it cannot be had
         msg = f"{reference}: cannot be fetched ({one_line(error)}); check the id and the network"
         raise CheckpointError(msg) from error
