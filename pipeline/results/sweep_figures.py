@@ -13,8 +13,8 @@ PLAIN = {"accuracy_generalist": ("generalist", ":"), "accuracy_expert": ("expert
 SYMBOLS = {
     "gamma": "γ",
     "delta": "δ",
-    "tau_expert": "τ of the expert",
-    "tau_generalist": "τ of the generalist",
+    "tau_expert": "τ_ft",
+    "tau_generalist": "τ_pt",
     "lambda_min": "λ_min",
     "lambda_max": "λ_max",
     "batch_size": "batch size",
@@ -53,12 +53,17 @@ def sweep_figure(frame: pl.DataFrame, varied: Sequence[str]) -> str:
                 axes.set_title("\n".join([str(name), *(_named(other, value) for other, value in row.items())]))
             line[0].set_ylabel("accuracy, %")
         for axes in panels[-1]:
-            axes.set_xlabel(SYMBOLS.get(across, across.replace("_", " ")))
+            axes.set_xlabel(setting_symbol(across))
         handles, labels = _legend(panels[0][0], along, looks)
         figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=min(len(labels), 2 * len(sets)))
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return file.getvalue()
+
+
+def setting_symbol(name: str) -> str:
+    """A setting as the papers write it, ft being the expert and pt the generalist."""
+    return SYMBOLS.get(name, name.replace("_", " "))
 
 
 def _roles(frame: pl.DataFrame, varied: Sequence[str]) -> tuple[str, str | None, list[str]]:
@@ -136,7 +141,7 @@ def _legend(axes: Any, along: str | None, looks: Mapping[Any, Mapping[str, Any]]
 
 def _named(name: str, value: Any) -> str:
     shown = _shown(value)
-    return shown if name == METHOD else f"{SYMBOLS.get(name, name.replace('_', ' '))} {shown}"
+    return shown if name == METHOD else f"{setting_symbol(name)} {shown}"
 
 
 def _shown(value: Any) -> str:

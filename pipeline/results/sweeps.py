@@ -20,7 +20,7 @@ from rich.text import Text
 from pipeline.coefficients.evidence import EXPERT, GENERALIST
 from pipeline.errors import RunDirectoryError
 from pipeline.results.layout import PredictionFolder, conditions, parts, read_run, sees_labels
-from pipeline.results.sweep_figures import sweep_figure
+from pipeline.results.sweep_figures import setting_symbol, sweep_figure
 from pipeline.results.tables import ABSENT, decimal, percent, whole
 from pipeline.store.files import write_text
 from pipeline.store.fingerprints import Fingerprint
@@ -133,7 +133,7 @@ def evaluate_sweep(run: Path, name: str) -> SweepResults:
 
 
 def sweep_table(results: SweepResults) -> Table:
-    """Tabulate a sweep: what it varies, accuracy, balanced accuracy, Err, mean λ and cost, evaluation set by set.
+    """Tabulate a sweep: what it varies, accuracy, balanced accuracy, Err, mean λ and image forward calls, set by set.
 
     The best accuracy of each set is bold; settings that look at labels are dimmed, and never the best.
     """
@@ -141,16 +141,17 @@ def sweep_table(results: SweepResults) -> Table:
         title="Sweep by evaluation set", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
     table.add_column("Evaluation set", overflow="fold", min_width=10)
-    for title in results.varied or ("method",):
-        table.add_column(title.replace("_", " "), justify="left" if title == "method" else "right", overflow="fold")
-    for title in ("Acc. %", "Bal. %", "Err", "λ", "Forwards"):
+    varied = results.varied or ("method",)
+    for name in varied:
+        table.add_column(setting_symbol(name), justify="left" if name == "method" else "right", overflow="fold")
+    for title in ("Acc. %", "Bal. %", "Err", "λ", "Calls"):
         table.add_column(title, justify="right", overflow="fold")
     for (evaluation_set,), rows in results.frame.group_by("evaluation_set", maintain_order=True):
         best = rows.filter(~pl.col("analysis_only"))["accuracy"].max()
         for place, row in enumerate(rows.iter_rows(named=True)):
             is_best = best is not None and row["accuracy"] == best and not row["analysis_only"]
             style = "bold" if is_best else "dim" if row["analysis_only"] else ""
-            cells = _cells(row, results.varied or ("method",))
+            cells = _cells(row, varied)
             table.add_row(Text("" if place else str(evaluation_set)), *(Text(cell, style=style) for cell in cells))
         table.add_section()
     return table
