@@ -32,6 +32,7 @@ Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Workers i
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Let rules of your own (module:function) run: they are code.")
 ]
+Values = Annotated[list[str] | None, typer.Option(metavar="V,V", help="Values to try, comma-separated; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
 
 
@@ -158,7 +159,9 @@ def study(
     manifests: Annotated[
         list[Path], typer.Argument(metavar="MANIFEST...", help="Manifests, or folders of them: one study.")
     ],
-    seeds: Annotated[list[int] | None, typer.Option("--seed", min=0, help="Instead of seeds.study; repeatable.")] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", min=0, help="Instead of seeds.study; repeatable.")
+    ] = None,
     engine: EngineOption = "ray",
     workers: Workers = None,
     data_root: DataRoot = None,
@@ -173,6 +176,58 @@ def study(
     _print_json(summary.as_json()) if as_json else _print_study(summary)
     if summary.problems:
         raise ProblemsError(summary.problems)
+
+
+@app.command()
+def sweep(
+    run: RunPath,
+    rule: Values = None,
+    grouping: Values = None,
+    gamma: Values = None,
+    delta: Values = None,
+    mapping: Values = None,
+    tau_expert: Values = None,
+    tau_generalist: Values = None,
+    lambda_min: Values = None,
+    lambda_max: Values = None,
+    batch_size: Values = None,
+    tolerance: Values = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE,VALUE of any other setting; repeatable.")
+    ] = None,
+    table: Annotated[
+        int | None, typer.Option("--table", help="Preset for a table of the T³ paper: 8, 9 or 10.")
+    ] = None,
+    figure: Annotated[int | None, typer.Option("--figure", help="Preset for a figure of it: 6, 9 or 10.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Of the files in RUN/sweeps; else made up.")] = None,
+    max_settings: Annotated[int, typer.Option("--max-settings", min=1, help="Largest grid to compute.")] = 1000,
+    engine: EngineOption = "ray",
+    workers: Workers = None,
+    allow_code: AllowCode = False,
+    as_json: Json = False,
+) -> None:
+    """Try many settings on the cached evidence of a run: every combination, stage two only, equal plans once."""
+    from pipeline.drivers.grids import expand, find_preset, read_grid
+    from pipeline.drivers.sweep import manifest_of
+    from pipeline.drivers.sweep import sweep as sweep_run
+    from pipeline.results.sweeps import evaluate_sweep, sweep_table
+
+    values = {"gamma": gamma, "delta": delta, "mapping": mapping, "tau_expert": tau_expert}
+    values |= {"tau_generalist": tau_generalist, "lambda_min": lambda_min, "lambda_max": lambda_max}
+    values |= {"batch_size": batch_size, "tolerance": tolerance}
+    preset = find_preset(table, figure)
+    grid = read_grid(rule or [], grouping or [], values, assignments or [], preset)
+    settings = manifest_of(run)
+    methods = expand(grid, settings, max_settings)
+    swept = sweep_run(settings, grid, methods, _engine(engine, settings, workers), name=name, allow_code=allow_code)
+    results = evaluate_sweep(run, swept.name)
+    if as_json:
+        _print_json({**swept.as_json(), "preset": preset and preset.shows, **results.as_json()})
+        return
+    if preset:
+        print(preset.shows)
+    Console().print(sweep_table(results))
+    print(f"{swept.text()}\n{results.table}\n{results.figure}")
 
 
 @app.command()

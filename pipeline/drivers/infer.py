@@ -42,7 +42,7 @@ def infer(
         context, models = open_run(manifest, engine, methods, allow_code=allow_code)
         summary = Summary(STAGE, manifest.output)
         if not online:
-            _require_evidence(context)
+            require_evidence(context)
         embed(context, models, engine, summary, _of(methods, "static"))
         if not online:
             derive_coefficients(context, methods)
@@ -79,7 +79,8 @@ def _of(methods: Sequence[Selected], *combinations: Combination) -> list[Selecte
     return [selected for selected in methods if selected.method.combination in combinations]
 
 
-def _require_evidence(context: RunContext) -> None:
+def require_evidence(context: RunContext) -> None:
+    """:class:`RunDirectoryError` naming the evaluation sets whose evidence is incomplete."""
     missing = missing_evidence(context)
     if missing:
         sets = ", ".join(sorted({item.evaluation_set for item in missing}))

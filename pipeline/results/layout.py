@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,14 +73,39 @@ def sort_methods(names: Iterable[str], run_json: dict[str, Any]) -> list[str]:
 def prediction_folders(run: Path, run_json: dict[str, Any]) -> list[PredictionFolder]:
     """Every method with each evaluation set that any method has predictions for, evaluation set by evaluation set.
 
-    A folder without a part is listed too where another method has some: the caller decides what that means.
+    A folder without a part is listed too where another method has some: the caller decides what that means. What only
+    a sweep asked for is left out.
     """
     root = run / "predictions"
-    methods = sort_methods(folder_names(root), run_json)
+    methods = sort_methods(method_folders(run, run_json), run_json)
     filled = {name for method in methods for name in folder_names(root / method) if parts(root / method / name)}
     methods = [method for method in methods if any(parts(root / method / name) for name in filled)]
     evaluation_sets = _sorted_as_listed(filled, list(conditions(run_json)))
     return [PredictionFolder(run, method, name) for name in evaluation_sets for method in methods]
+
+
+def is_sweep_variant(run_json: Mapping[str, Any], method: str) -> bool:
+    """Whether a method at these settings (its folder) is there for ``pipeline sweep`` alone.
+
+    It is not when the manifest lists it, or ``pipeline infer`` was asked for it too.
+    """
+    swept = {key for sweep in run_json.get("sweeps", []) for key in sweep["keys"]}
+    asked_for = {*run_json.get("variants", []), *run_json.get("ledger", {}).get("infer", {})}
+    return method in swept - asked_for
+
+
+def method_folders(run: Path, run_json: Mapping[str, Any]) -> list[str]:
+    """Folders of predictions, in alphabetical order, without those that only a sweep asked for."""
+    return [name for name in folder_names(run / "predictions") if not is_sweep_variant(run_json, name)]
+
+
+def rule_folders(run: Path, run_json: Mapping[str, Any]) -> list[str]:
+    """Folders of coefficients, in alphabetical order, without those of rules that only a sweep led to."""
+    swept = {folder for sweep in run_json.get("sweeps", []) for folder in sweep["coefficients"]}
+    rules = [item["rule"] for item in run_json.get("method_settings", {}).values() if "rule" in item]
+    used = [{**rule, "name": rule["name"].replace(":", ".")} for rule in rules]
+    root = run / "coefficients"
+    return [name for name in folder_names(root) if name not in swept or _spelled(root / name) in used]
 
 
 def parts(folder: Path) -> dict[int, Path]:
@@ -134,6 +159,15 @@ def name_parts(indices: Iterable[int]) -> str:
     names = [f"part-{index:05d}" for index in sorted(indices)]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
+
+
+def _spelled(folder: Path) -> dict[str, Any]:
+    """A rule's name and settings as ``run.json`` spells them; a folder without a JSON file stands for the defaults."""
+    found = settings(folder)
+    if found is not None:
+        return {**found["settings"], "name": found["name"]}
+    defaults = METHODS[folder.name].settings if folder.name in METHODS else ()
+    return {**{setting.name: setting.default for setting in defaults}, "name": folder.name}
 
 
 def _label(run: Path, method: str) -> str:

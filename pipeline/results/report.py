@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 
 from pipeline.coefficients.evidence import GENERALIST
 from pipeline.results.figures import BINS, branch_class, lambda_counts, lambda_histogram
-from pipeline.results.layout import conditions, folder_names, parts, read_run, settings, sort_methods
+from pipeline.results.layout import (
+    conditions,
+    folder_names,
+    method_folders,
+    parts,
+    read_run,
+    rule_folders,
+    settings,
+    sort_methods,
+)
 from pipeline.results.ledger import cost_text, ledger_rows, model_names
 from pipeline.results.metrics import evaluate_run
 from pipeline.results.summary import find_answer, method_means
@@ -83,7 +92,7 @@ def render_report(run: Path, run_json: Mapping[str, Any], frame: pl.DataFrame) -
     manifest = run_json["manifest"]
     means = method_means(frame)
     ledger = ledger_rows(run_json)
-    rules = {rule: _histograms(run, rule, dict(run_json)) for rule in folder_names(run / "coefficients")}
+    rules = {rule: _histograms(run, rule, dict(run_json)) for rule in rule_folders(run, run_json)}
     page = environment.get_template(TEMPLATE).render(
         name=manifest.get("name", run.name),
         state=run_json.get("state"),
@@ -101,7 +110,7 @@ def render_report(run: Path, run_json: Mapping[str, Any], frame: pl.DataFrame) -
         ledger_models=[model for model in model_names(ledger) if any(row.image_calls.get(model) for row in ledger)],
         labels=dict(zip(frame["method"], frame["label"], strict=True)),
         analysis_only=set(frame.filter(pl.col("analysis_only"))["method"]),
-        settings=_all_settings(run),
+        settings=_all_settings(run, run_json),
         fingerprints=run_json.get("fingerprints", {}),
         versions=run_json.get("versions", {}),
         seeds=run_json.get("seeds", {}),
@@ -172,12 +181,15 @@ def _not_scored(run_json: dict[str, Any], frame: pl.DataFrame) -> list[str]:
     return absent + [f"method {name}" for name in methods if name not in scored_methods]
 
 
-def _all_settings(run: Path) -> dict[str, Any]:
+def _all_settings(run: Path, run_json: Mapping[str, Any]) -> dict[str, Any]:
     """Settings written beside the folders of rules and methods, by ``rule <name>`` or ``method <name>``."""
     found = {
         f"{kind} {name}": settings(run / root / name)
-        for kind, root in (("rule", "coefficients"), ("method", "predictions"))
-        for name in folder_names(run / root)
+        for kind, root, names in (
+            ("rule", "coefficients", rule_folders(run, run_json)),
+            ("method", "predictions", method_folders(run, run_json)),
+        )
+        for name in names
     }
     return {name: value for name, value in found.items() if value is not None}
 

@@ -1,5 +1,6 @@
 """Stage two: the batches of one slice of a plan, each scored by its own merged model, to predictions."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -214,19 +215,16 @@ class InferWorker(ScoringWorker):
         return self.commit(item, fingerprint, plan.rows, predictions, ledger)
 
     def slice_scorer(self, name: str, archive: Archive, selected: Selected) -> SliceScorer:
-        """Scorer of an evaluation set's slices in tiles of min(tile, batch size); a merge for one image scores one."""
-        compute, settings = self.context.manifest.compute, selected.settings
-        tile = min(compute.tile, selected.whole("batch_size")) if "batch_size" in settings else compute.tile
-        exact = self.context.implementation(selected) == EXACT
+        """Scorer of an evaluation set's slices."""
         return SliceScorer(
             archive=archive,
             scorer=self.scorer,
             heads=self.heads(name),
             weights_at=self.context.weights_at,
             class_names=self.context.class_names(name, archive),
-            tile=1 if selected.method.grouping == "sample" and not exact else tile,
-            read_bytes=compute.read_bytes,
-            exact=exact,
+            tile=tile_of(self.context, selected),
+            read_bytes=self.context.manifest.compute.read_bytes,
+            exact=self.context.implementation(selected) == EXACT,
         )
 
     def commit(
@@ -289,9 +287,31 @@ class MakeInferWorker:
         return InferWorker(self.context)
 
 
+def tile_of(context: RunContext, selected: Selected) -> int:
+    """Images in a forward call: min(tile, batch size); a merge for one image scores one."""
+    tile = context.manifest.compute.tile
+    if selected.method.grouping == "sample" and context.implementation(selected) != EXACT:
+        return 1
+    return min(tile, selected.whole("batch_size")) if "batch_size" in selected.settings else tile
+
+
 def window_of(context: RunContext, archive: Archive, part: int) -> Window:
     """The window that an archive part lies in."""
     return next(window for window in context.windows(archive) if part in window.part_numbers)
+
+
+def plan_digest(context: RunContext, name: str, archive: Archive, selected: Selected) -> str:
+    """SHA-256 over all that stage two's answers on an evaluation set follow from, given the run's models and images.
+
+    Batches with their rows and λ, the tile, and how a batch is scored: methods of equal digests give equal predictions.
+    """
+    digest = hashlib.sha256(f"{tile_of(context, selected)} {context.implementation(selected)}".encode())
+    for window in context.windows(archive):
+        plan = read_table(plan_path(context, name, window, selected), ["batch", "size", "lambda", "rows"])
+        digest.update(f" {len(plan)} {window.first_part} ".encode())
+        for column in (plan["batch"], plan["size"], plan["lambda"], plan["rows"].combine_chunks().flatten()):
+            digest.update(column.to_numpy().tobytes())
+    return digest.hexdigest()
 
 
 def slice_fingerprints(

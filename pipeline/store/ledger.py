@@ -15,6 +15,8 @@ END = object()
 MODELS = ("generalist", "expert", "merged")
 PER_MODEL = ("image_forward_calls", "image_forward_images", "text_forward_calls", "text_forward_images")
 TOTALS = ("merges", "merges_skipped", "images_read", "batches", "samples", "rejected")
+# Stands beside the counts of a part that was written again from another method's, and names that method.
+COPIED_FROM = "copied_from"
 
 
 @dataclass(slots=True)

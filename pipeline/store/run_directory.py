@@ -81,6 +81,10 @@ class RunDirectory:
         """Images that a stage could not use, with the reason."""
         return self.root / "rejects" / stage / evaluation_set / part_name(part)
 
+    def sweep(self, name: str, suffix: str) -> Path:
+        """A sweep's settings (``.json``), results (``.parquet``) or figure (``.svg``)."""
+        return self.root / "sweeps" / f"{name}{suffix}"
+
     def read_record(self) -> dict[str, Any]:
         """``run.json``; :class:`RunDirectoryError` when there is none or it is damaged."""
         try:
