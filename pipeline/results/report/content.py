@@ -1,0 +1,182 @@
+"""Everything a report is made of, gathered from the rooms that compute it: the one place that knows them all."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import polars as pl
+
+from pipeline.results.layout import read_run
+from pipeline.results.metrics import evaluate_run
+from pipeline.results.report.answer import Answer, find_answer
+from pipeline.results.report.figure import Figure
+from pipeline.results.report.histograms import histogram_figures
+from pipeline.results.report.loading import load_results
+from pipeline.results.report.provenance import Provenance, provenance
+from pipeline.results.report.result_tables import (
+    comparison_tables,
+    conditions_table,
+    costs_table,
+    methods_table,
+    set_table,
+    severity_table,
+)
+from pipeline.results.report.results import Results
+from pipeline.results.report.spending import spending
+from pipeline.results.report.table import Table, used_marks
+
+METHODS_NOTE = (
+    "Which method is right most often, and how far that is more than chance. A difference is clear where its interval "
+    "does not include 0. Methods that look at labels are for analysis and never count as the best."
+)
+CONDITIONS_NOTE = (
+    "In-domain: images like those the expert was trained on. Base-to-novel: the same task on a data set from elsewhere. "
+    "Noise and digital: the in-domain images, corrupted."
+)
+TESTS_NOTE = (
+    "Two methods are compared on the same images, so that only images count on which one is right and the other wrong."
+)
+SETS_NOTE = (
+    "Balanced accuracy counts every class alike. AUC: one class against the rest, mean over classes. ECE: how far stated "
+    "confidence is from the rate of being right. Err: errors as a percentage of the generalist's. Accuracy equal to the "
+    "rate of the most common class, with few classes predicted, means that a method has collapsed. Mean λ is the weight "
+    "of the expert that was applied."
+)
+COSTS_NOTE = (
+    "Merging online runs every source and the merged model each time: 3 B for a generalist and an expert. Here stage one "
+    "pays for the sources once; scoring with the merged model is then 1 B, as often as it is repeated, and 2 B where every "
+    "image has a λ of its own. What is not listed was read from stage one without a forward pass."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A chapter of figures and the function that draws them from run directories and the metrics by set and method."""
+
+    id: str
+    title: str
+    note: str
+    draw: Callable[[Sequence[Path], Results], Sequence[Figure]]
+
+
+DRAWINGS = (
+    Drawing(
+        "coefficients",
+        "Coefficients",
+        "How many images got which λ: 0 is the generalist, 1 the expert.",
+        lambda runs, _: histogram_figures(runs),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """A section of the page: what to know before reading it, its tables and its figures."""
+
+    id: str
+    title: str
+    note: str
+    tables: tuple[Table, ...] = ()
+    figures: tuple[Figure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A mark of a table with its explanation."""
+
+    code: str
+    symbol: str
+    title: str
+    explanation: str
+
+
+MARKS: Mapping[str, Mark] = MappingProxyType(
+    {
+        mark.code: mark
+        for mark in (
+            Mark(
+                "majority-collapse",
+                "¶",
+                "One answer for every image",
+                "The method predicts a single class on this set; its accuracy is only that class's share.",
+            ),
+        )
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """All that the page shows, in its order."""
+
+    name: str
+    answer: Answer
+    chapters: tuple[Chapter, ...]
+    marks: tuple[Mark, ...]
+    provenance: tuple[Provenance, ...]
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """All tables, in the page's order."""
+        return tuple(table for chapter in self.chapters for table in chapter.tables)
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """All figures, in the page's order."""
+        return tuple(figure for chapter in self.chapters for figure in chapter.figures)
+
+    @property
+    def symbols(self) -> dict[str, str]:
+        """Symbol of every mark by its code."""
+        return {mark.code: mark.symbol for mark in self.marks}
+
+
+def gather(runs: Sequence[Path]) -> Content:
+    """Evaluate ``runs`` and collect results, figures and provenance.
+
+    Raises :class:`~pipeline.errors.RunDirectoryError` as :func:`~pipeline.results.metrics.evaluate_run` does.
+    """
+    run_jsons = [read_run(run) for run in runs]
+    metrics = [evaluate_run(run) for run in runs]
+    results = load_results(runs, run_jsons, metrics)
+    costs = spending(run_jsons)
+    tables = result_chapters(results, costs_table(results, costs), methods_table(results, costs))
+    chapters = (*tables, *figure_chapters(runs, results))
+    return Content(
+        name=", ".join(results.studies),
+        answer=find_answer(results, costs),
+        chapters=chapters,
+        marks=tuple(
+            MARKS[code] for code in used_marks(table for chapter in tables for table in chapter.tables) if code in MARKS
+        ),
+        provenance=tuple(map(provenance, runs, run_jsons, metrics)),
+    )
+
+
+def result_chapters(results: Results, costs: Table | None, methods: Table) -> tuple[Chapter, ...]:
+    """The chapters of tables: methods, conditions, paired tests, evaluation sets, cost."""
+    labelled = set(results.labelled.select("study", "evaluation_set").unique().iter_rows())
+    sets: list[Table] = []
+    for study, name, _ in results.places:
+        sets.append(set_table(results, study, name))
+        by_severity = severity_table(results, study, name)
+        sets += [by_severity] if by_severity else []
+    chapters = [Chapter("methods", "Methods", METHODS_NOTE, (methods,))]
+    if labelled:
+        chapters.append(Chapter("conditions", "Conditions", CONDITIONS_NOTE, (conditions_table(results),)))
+    tests = tuple(comparison_tables(results))
+    if tests:
+        chapters.append(Chapter("tests", "Paired tests", TESTS_NOTE, tests))
+    chapters.append(Chapter("sets", "Evaluation sets", SETS_NOTE, tuple(sets)))
+    if costs:
+        chapters.append(Chapter("costs", "Cost", COSTS_NOTE, (costs,)))
+    return tuple(chapters)
+
+
+def figure_chapters(runs: Sequence[Path], results: Results) -> tuple[Chapter, ...]:
+    """The chapters of figures, those left out for which the runs have nothing to draw."""
+    drawn = [(drawing, tuple(drawing.draw(runs, results))) for drawing in DRAWINGS]
+    return tuple(
+        Chapter(drawing.id, drawing.title, drawing.note, figures=figures) for drawing, figures in drawn if figures
+    )

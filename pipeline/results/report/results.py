@@ -1,0 +1,151 @@
+"""What a report is made of: the frames of one run or of several, with every column present, null where not computed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from pipeline.coefficients.evidence import GENERALIST
+
+EXPERT = "expert"
+IN_DOMAIN = "in-domain"
+OUT_OF_DOMAIN = ("base-to-novel", "noise", "digital")
+MAIN = (GENERALIST, EXPERT, "ensemble", "soup", "dawin", "t3", "t3-batch")
+RESCALED = "mapping=rescaled"
+
+Schema = Mapping[str, Any]
+
+
+def _floats(*names: str) -> dict[str, Any]:
+    return dict.fromkeys(names, pl.Float64)
+
+
+def _with_intervals(*names: str) -> dict[str, Any]:
+    return _floats(*(name + suffix for name in names for suffix in ("", "_low", "_high", "_sd")))
+
+
+NAMES: Schema = {"method": pl.String, "label": pl.String, "analysis_only": pl.Boolean}
+PLACE: Schema = {"study": pl.String, "evaluation_set": pl.String, "condition": pl.String}
+
+SETS: Schema = (
+    {**PLACE, **NAMES, "seeds": pl.Int64}
+    | dict.fromkeys(("samples", "clusters", "unlabelled", "rejected", "classes", "predicted_classes"), pl.Int64)
+    | _with_intervals("accuracy", "balanced_accuracy", "macro_auc", "ece", "err")
+    | _floats("be", "rbe", "majority_rate", "mean_lambda")
+    | {"marks": pl.List(pl.String)}
+)
+"""One row per evaluation set and method: means over seeds, ``_sd`` over seeds, 95 % intervals."""
+
+METHODS: Schema = (
+    {**NAMES, "sets": pl.Int64}
+    | _with_intervals("accuracy", "balanced_accuracy", "difference_generalist", "difference_expert")
+    | _floats("mce", "ood")
+)
+"""One row per method: means over all labelled evaluation sets, each counted once whatever its size."""
+
+COMPARISONS: Schema = (
+    {**PLACE, "method": pl.String, "label": pl.String, "reference": pl.String, "seed": pl.Int64}
+    | dict.fromkeys(("samples", "clusters", "discordant_method", "discordant_reference"), pl.Int64)
+    | _floats("difference", "difference_low", "difference_high", "statistic", "p_value", "p_adjusted")
+    | {"test": pl.String}
+)
+"""One row per evaluation set, method, reference and seed: a paired test on the same images."""
+
+SEVERITIES: Schema = (
+    {**PLACE, **NAMES, "corruption": pl.String, "severity": pl.Int64, "samples": pl.Int64}
+    | _with_intervals("accuracy")
+    | _floats("balanced_accuracy", "err", "ece")
+)
+"""One row per corrupted evaluation set, severity and method."""
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The frames of a report (:data:`SETS`, :data:`METHODS`, :data:`COMPARISONS`, :data:`SEVERITIES`).
+
+    Methods and evaluation sets come in the manifest's order. ``seeds`` are the training seeds of each study.
+    """
+
+    studies: tuple[str, ...]
+    seeds: Mapping[str, tuple[int, ...]]
+    sets: pl.DataFrame
+    methods: pl.DataFrame
+    comparisons: pl.DataFrame
+    severities: pl.DataFrame
+
+    @property
+    def labelled(self) -> pl.DataFrame:
+        """Rows of evaluation sets that have labels."""
+        return self.sets.filter(pl.col("samples") > 0)
+
+    @property
+    def places(self) -> list[tuple[str, str, str | None]]:
+        """Study, evaluation set and condition of every evaluation set, in order."""
+        found = self.sets.select("study", "evaluation_set", "condition").unique(maintain_order=True)
+        return [(str(study), str(name), condition) for study, name, condition in found.iter_rows()]
+
+    def name_of(self, study: str, evaluation_set: str) -> str:
+        """What an evaluation set is called on the page: by its study too where there are several."""
+        return evaluation_set if len(self.studies) == 1 else f"{study}: {evaluation_set}"
+
+    def main_methods(self) -> list[str]:
+        """Methods that tables show before they are unfolded: the usual ones, rescaled T³, and the best by accuracy."""
+        chosen = [row["method"] for row in self.methods.iter_rows(named=True) if _is_main(row)]
+        best = best_method(self.methods)
+        return chosen if best is None or best in chosen else [*chosen, best]
+
+
+def complete(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
+    """Bring ``frame`` to the columns of ``schema``, in its order; columns that it does not have are null."""
+    return frame.select(
+        (pl.col(name) if name in frame.columns else pl.lit(None)).cast(dtype, strict=False).alias(name)
+        for name, dtype in schema.items()
+    )
+
+
+def best_method(methods: pl.DataFrame) -> str | None:
+    """The method with the highest mean accuracy that needs no labels, the first of equals; None without labels."""
+    ranked = methods.filter(~pl.col("analysis_only") & pl.col("accuracy").is_not_null())
+    if not ranked.height:
+        return None
+    return str(ranked["method"][int(ranked["accuracy"].round(9).arg_max() or 0)])
+
+
+def means_of_sets(sets: pl.DataFrame) -> pl.DataFrame:
+    """Mean accuracy, balanced accuracy, OOD and mCE of each method over its labelled evaluation sets, without intervals.
+
+    A mean is null where one of its parts is; OOD averages the means of base-to-novel, noise and digital, and mCE is the
+    mean Err of all conditions but in-domain (DESIGN section 3).
+    """
+    records = []
+    labelled = sets.filter(pl.col("samples") > 0)
+    for (method,), rows in labelled.group_by(["method"], maintain_order=True):
+        shifted = rows.filter(pl.col("condition") != IN_DOMAIN)
+        by_condition = [_mean(rows.filter(pl.col("condition") == name)["accuracy"]) for name in OUT_OF_DOMAIN]
+        records.append(
+            {"method": method, "label": rows["label"][0], "analysis_only": rows["analysis_only"][0]}
+            | {"sets": rows.height, "mce": _mean(shifted["err"]), "ood": _mean(pl.Series(by_condition, dtype=pl.Float64))}
+            | {name: _mean(rows[name]) for name in ("accuracy", "balanced_accuracy")}
+        )
+    return complete(pl.DataFrame(records, infer_schema_length=None), METHODS) if records else pl.DataFrame(schema=METHODS)
+
+
+def _is_main(row: Mapping[str, Any]) -> bool:
+    name = str(row["method"]).split("@", maxsplit=1)[0]
+    return row["method"] in MAIN or (name in {"t3", "t3-batch"} and RESCALED in str(row["label"]))
+
+
+def _mean(values: pl.Series) -> float | None:
+    if not len(values) or values.null_count():
+        return None
+    mean = values.mean()
+    return mean if isinstance(mean, float) else None
+
+
+def seeds_of(manifests: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
+    """Training seeds of each study, by the manifest's name, in the order of the runs."""
+    found: dict[str, list[int]] = {}
+    for manifest in manifests:
+        found.setdefault(str(manifest["name"]), []).append(int(manifest.get("seeds", {}).get("training", 0)))
+    return {name: tuple(seeds) for name, seeds in found.items()}
