@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import RunDirectoryError
-from pipeline.results.figures import BINS, lambda_counts, lambda_histogram
+from pipeline.results.report.histograms import BINS, lambda_counts, lambda_histogram
 from pipeline.results.report import write_report
 from pipeline.store.files import write_json
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from pipeline.coefficients.evidence import GENERALIST
-from pipeline.results.figures import BINS, branch_class, lambda_counts, lambda_histogram
+from pipeline.results.report.histograms import BINS, branch_class, lambda_counts, lambda_histogram
 from pipeline.results.layout import conditions, folder_names, parts, read_run, settings, sort_methods
 from pipeline.results.ledger import cost_text, ledger_rows, model_names
 from pipeline.results.metrics import evaluate_run
@@ -21,7 +21,7 @@ from pipeline.results.summary import find_answer, method_means
 from pipeline.results.tables import decimal, percent, whole
 from pipeline.store.files import write_text
 
-TEMPLATE = "report.html"
+TEMPLATE = "page.html"
 T3_DEFAULT = "t3"
 """Folder name of T³ at its default settings (γ=1); any other setting has a suffix."""
 
