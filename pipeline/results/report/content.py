@@ -1,19 +1,21 @@
 """Everything a report is made of, gathered from the rooms that compute it: the one place that knows them all."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
-
-import polars as pl
 
 from pipeline.results.layout import read_run
+from pipeline.results.marks import MARKS, Mark
 from pipeline.results.metrics import evaluate_run
 from pipeline.results.report.answer import Answer, find_answer
+from pipeline.results.report.costs import cost_figures
+from pipeline.results.report.differences import difference_figures
+from pipeline.results.report.divergence import divergence_figures
 from pipeline.results.report.figure import Figure
 from pipeline.results.report.histograms import histogram_figures
 from pipeline.results.report.loading import load_results
 from pipeline.results.report.provenance import Provenance, provenance
+from pipeline.results.report.reliability import reliability_figures
 from pipeline.results.report.result_tables import (
     comparison_tables,
     conditions_table,
@@ -23,6 +25,7 @@ from pipeline.results.report.result_tables import (
     severity_table,
 )
 from pipeline.results.report.results import Results
+from pipeline.results.report.severity import severity_figures
 from pipeline.results.report.spending import spending
 from pipeline.results.report.table import Table, used_marks
 
@@ -52,21 +55,38 @@ COSTS_NOTE = (
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A chapter of figures and the function that draws them from run directories and the metrics by set and method."""
+    """A chapter of figures and the function that draws them from run directories."""
 
     id: str
     title: str
     note: str
-    draw: Callable[[Sequence[Path], Results], Sequence[Figure]]
+    draw: Callable[[Sequence[Path]], Sequence[Figure]]
 
 
 DRAWINGS = (
     Drawing(
         "coefficients",
         "Coefficients",
-        "How many images got which λ: 0 is the generalist, 1 the expert.",
-        lambda runs, _: histogram_figures(runs),
+        "How many images got which weight of the expert. With T³'s own mapping at γ = 1 there can only be three clusters: "
+        "exactly 1 where the expert is confident, 0 to 0.167 where the generalist is, and 0.5 to 0.667 elsewhere. The gaps "
+        "are a property of the formula, not of the images.",
+        histogram_figures,
     ),
+    Drawing(
+        "disagreement",
+        "Disagreement",
+        "How far the two models disagree on an image (the divergence js, at most ln 2), against how sure they are, apart "
+        "for images on which both, one or none of them is right.",
+        divergence_figures,
+    ),
+    Drawing(
+        "reliability",
+        "Reliability",
+        "How often a method is right among the images on which it states a certain confidence. On the diagonal, stated "
+        "confidence can be taken at its word.",
+        reliability_figures,
+    ),
+    Drawing("severity", "Severity", "Accuracy as the same images are corrupted more and more.", severity_figures),
 )
 
 
@@ -79,31 +99,6 @@ class Chapter:
     note: str
     tables: tuple[Table, ...] = ()
     figures: tuple[Figure, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A mark of a table with its explanation."""
-
-    code: str
-    symbol: str
-    title: str
-    explanation: str
-
-
-MARKS: Mapping[str, Mark] = MappingProxyType(
-    {
-        mark.code: mark
-        for mark in (
-            Mark(
-                "majority-collapse",
-                "¶",
-                "One answer for every image",
-                "The method predicts a single class on this set; its accuracy is only that class's share.",
-            ),
-        )
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,42 +136,67 @@ def gather(runs: Sequence[Path]) -> Content:
     metrics = [evaluate_run(run) for run in runs]
     results = load_results(runs, run_jsons, metrics)
     costs = spending(run_jsons)
-    tables = result_chapters(results, costs_table(results, costs), methods_table(results, costs))
-    chapters = (*tables, *figure_chapters(runs, results))
+    chapters = unique_ids(
+        (
+            *result_chapters(results, methods_table(results, costs)),
+            *figure_chapters(runs),
+            *cost_chapters(costs_table(results, costs), cost_figures(runs, results.sets)),
+        )
+    )
+    used = used_marks(table for chapter in chapters for table in chapter.tables)
     return Content(
         name=", ".join(results.studies),
         answer=find_answer(results, costs),
         chapters=chapters,
-        marks=tuple(
-            MARKS[code] for code in used_marks(table for chapter in tables for table in chapter.tables) if code in MARKS
-        ),
+        marks=tuple(mark for code, mark in MARKS.items() if code in used),
         provenance=tuple(map(provenance, runs, run_jsons, metrics)),
     )
 
 
-def result_chapters(results: Results, costs: Table | None, methods: Table) -> tuple[Chapter, ...]:
-    """The chapters of tables: methods, conditions, paired tests, evaluation sets, cost."""
-    labelled = set(results.labelled.select("study", "evaluation_set").unique().iter_rows())
+def result_chapters(results: Results, methods: Table) -> tuple[Chapter, ...]:
+    """The chapters of tables: methods, conditions, paired tests, evaluation sets."""
     sets: list[Table] = []
     for study, name, _ in results.places:
         sets.append(set_table(results, study, name))
         by_severity = severity_table(results, study, name)
         sets += [by_severity] if by_severity else []
-    chapters = [Chapter("methods", "Methods", METHODS_NOTE, (methods,))]
-    if labelled:
+    chapters = [Chapter("methods", "Methods", METHODS_NOTE, (methods,), tuple(difference_figures(results)))]
+    if results.labelled.height:
         chapters.append(Chapter("conditions", "Conditions", CONDITIONS_NOTE, (conditions_table(results),)))
     tests = tuple(comparison_tables(results))
     if tests:
         chapters.append(Chapter("tests", "Paired tests", TESTS_NOTE, tests))
-    chapters.append(Chapter("sets", "Evaluation sets", SETS_NOTE, tuple(sets)))
-    if costs:
-        chapters.append(Chapter("costs", "Cost", COSTS_NOTE, (costs,)))
-    return tuple(chapters)
+    return (*chapters, Chapter("sets", "Evaluation sets", SETS_NOTE, tuple(sets)))
 
 
-def figure_chapters(runs: Sequence[Path], results: Results) -> tuple[Chapter, ...]:
+def figure_chapters(runs: Sequence[Path]) -> tuple[Chapter, ...]:
     """The chapters of figures, those left out for which the runs have nothing to draw."""
-    drawn = [(drawing, tuple(drawing.draw(runs, results))) for drawing in DRAWINGS]
+    drawn = [(drawing, tuple(drawing.draw(runs))) for drawing in DRAWINGS]
     return tuple(
         Chapter(drawing.id, drawing.title, drawing.note, figures=figures) for drawing, figures in drawn if figures
+    )
+
+
+def cost_chapters(table: Table | None, figures: Sequence[Figure]) -> tuple[Chapter, ...]:
+    """The chapter about forward passes; none without a ledger."""
+    return (Chapter("costs", "Cost", COSTS_NOTE, (table,), tuple(figures)),) if table else ()
+
+
+def unique_ids(chapters: Sequence[Chapter]) -> tuple[Chapter, ...]:
+    """Number the ids of tables and figures that would be called alike: they name files and places on the page."""
+    used: set[str] = set()
+
+    def own(name: str) -> str:
+        candidates = (name, *(f"{name}-{number}" for number in range(2, len(used) + 3)))
+        chosen = next(candidate for candidate in candidates if candidate not in used)
+        used.add(chosen)
+        return chosen
+
+    return tuple(
+        replace(
+            chapter,
+            tables=tuple(replace(table, id=own(table.id)) for table in chapter.tables),
+            figures=tuple(replace(figure, id=own(figure.id)) for figure in chapter.figures),
+        )
+        for chapter in chapters
     )

@@ -120,7 +120,9 @@ def _latex_groups(table: Table) -> list[str]:
 
 def _latex_row(table: Table, row: Row, marked: Sequence[Place], symbols: Mapping[str, str]) -> str:
     marks = "".join(escape(symbols.get(code, "")) for code in row.marks)
-    name = escape(row.name + (f" ({row.note})" if row.note else "")) + (rf"\textsuperscript{{{marks}}}" if marks else "")
+    name = escape(row.name + (f" ({row.note})" if row.note else "")) + (
+        rf"\textsuperscript{{{marks}}}" if marks else ""
+    )
     cells = [
         _latex_cell(cell, column, place, symbols)
         for cell, column, place in zip(row.cells, table.columns, marked, strict=True)

@@ -40,9 +40,7 @@ def write_report(*runs: Path, output: Path | None = None) -> Path:
     return folder / PAGE
 
 
-def export_tables(
-    *runs: Path, kind: Literal["latex", "csv", "json"], output: Path | None = None
-) -> list[Path]:
+def export_tables(*runs: Path, kind: Literal["latex", "csv", "json"], output: Path | None = None) -> list[Path]:
     """Write every table of the report as a file ``tables/<id>`` where its page would lie; returns the paths."""
     folder = _folder(runs, output)
     content = gather(runs)
@@ -73,7 +71,9 @@ def render(content: Content) -> str:
     }
     environment.globals |= functions
     page = environment.get_template(TEMPLATE).render(
-        content=content, data=DATA, figure_styles=Markup(stylesheet())  # noqa: S704 - styles of our own
+        content=content,
+        data=DATA,
+        figure_styles=Markup(stylesheet()),  # noqa: S704 - styles of our own
     )
     return page.rstrip() + "\n"
 
@@ -94,9 +94,7 @@ def _folder(runs: Sequence[Path], output: Path | None) -> Path:
 
 def _fingerprint(content: Content) -> Fingerprint:
     """What the data beside the page depends on: the predictions of every run."""
-    return Fingerprint(
-        {f"run {index}": digest_json(run.fingerprints) for index, run in enumerate(content.provenance)}
-    )
+    return Fingerprint({f"run {index}": digest_json(run.fingerprints) for index, run in enumerate(content.provenance)})
 
 
 def _pretty(value: Any) -> str:

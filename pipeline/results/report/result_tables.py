@@ -201,7 +201,10 @@ def costs_table(results: Results, costs: Sequence[Spending]) -> Table | None:
                 Cell(cost.cost or 0.0),
                 Cell(cost.per_image),
                 *(Cell(cost.image_calls.get(model, 0)) for model in models),
-                *(Cell(count) for count in (cost.calls, cost.images, cost.text_calls, cost.merges, cost.merges_skipped)),
+                *(
+                    Cell(count)
+                    for count in (cost.calls, cost.images, cost.text_calls, cost.merges, cost.merges_skipped)
+                ),
                 Cell(cost.batches or None),
                 Cell(cost.seconds),
             ),
@@ -259,9 +262,7 @@ def _comparison_table(
     several = len(results.studies) > 1
     seeds = max(map(len, results.seeds.values()), default=1)
     over = (
-        " Over several training seeds: the mean difference, the widest interval and the largest p."
-        if seeds > 1
-        else ""
+        " Over several training seeds: the mean difference, the widest interval and the largest p." if seeds > 1 else ""
     )
     return Table(
         id=f"tests-{slug(reference)}",

@@ -38,7 +38,7 @@ SETS: Schema = (
 """One row per evaluation set and method: means over seeds, ``_sd`` over seeds, 95 % intervals."""
 
 METHODS: Schema = (
-    {**NAMES, "sets": pl.Int64}
+    {**NAMES, "evaluation_sets": pl.Int64}
     | _with_intervals("accuracy", "balanced_accuracy", "difference_generalist", "difference_expert")
     | _floats("mce", "ood")
 )
@@ -64,7 +64,8 @@ SEVERITIES: Schema = (
 class Results:
     """The frames of a report (:data:`SETS`, :data:`METHODS`, :data:`COMPARISONS`, :data:`SEVERITIES`).
 
-    Methods and evaluation sets come in the manifest's order. ``seeds`` are the training seeds of each study.
+    Methods and evaluation sets come in the manifest's order. ``seeds`` are the training seeds of each study;
+    ``unchecked`` are the studies for which nobody looked for leaks (`pipeline check`).
     """
 
     studies: tuple[str, ...]
@@ -73,6 +74,7 @@ class Results:
     methods: pl.DataFrame
     comparisons: pl.DataFrame
     severities: pl.DataFrame
+    unchecked: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> pl.DataFrame:
@@ -125,10 +127,16 @@ def means_of_sets(sets: pl.DataFrame) -> pl.DataFrame:
         by_condition = [_mean(rows.filter(pl.col("condition") == name)["accuracy"]) for name in OUT_OF_DOMAIN]
         records.append(
             {"method": method, "label": rows["label"][0], "analysis_only": rows["analysis_only"][0]}
-            | {"sets": rows.height, "mce": _mean(shifted["err"]), "ood": _mean(pl.Series(by_condition, dtype=pl.Float64))}
+            | {
+                "evaluation_sets": rows.height,
+                "mce": _mean(shifted["err"]),
+                "ood": _mean(pl.Series(by_condition, dtype=pl.Float64)),
+            }
             | {name: _mean(rows[name]) for name in ("accuracy", "balanced_accuracy")}
         )
-    return complete(pl.DataFrame(records, infer_schema_length=None), METHODS) if records else pl.DataFrame(schema=METHODS)
+    return (
+        complete(pl.DataFrame(records, infer_schema_length=None), METHODS) if records else pl.DataFrame(schema=METHODS)
+    )
 
 
 def _is_main(row: Mapping[str, Any]) -> bool:
