@@ -6,10 +6,10 @@ from numpy.typing import NDArray
 BINS = 15
 
 
-def confidence_bins(confidence_N: NDArray[np.floating]) -> NDArray[np.int8]:
-    """Bin of each confidence in [0, 1], of 15 of equal width, each with its upper edge (Guo et al. 2017): int8 [N]."""
-    bins = np.ceil(confidence_N.astype(np.float64) * BINS).astype(np.int8) - 1
-    return np.clip(bins, 0, BINS - 1).astype(np.int8)
+def confidence_bins(confidence_N: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Bin of each confidence in [0, 1], of 15 of equal width, each with its upper edge (Guo et al. 2017): int64 [N]."""
+    bins = np.ceil(confidence_N.astype(np.float64) * BINS).astype(np.int64) - 1
+    return np.clip(bins, 0, BINS - 1)
 
 
 def expected_calibration_error(confidence_N: NDArray[np.floating], right_N: NDArray[np.bool_]) -> float | None:
