@@ -76,7 +76,9 @@ def colour(name: str) -> str:
 
 def stylesheet() -> str:
     """CSS that gives the figures' colours their values on light and dark ground and on paper."""
-    light, dark = ("".join(f" --{name}: {values[place]};" for name, values in PALETTE.items()) for place in range(2))
+    light, dark = (
+        "".join(f" --{name}: {values[place]};" for name, values in PALETTE.items()) for place in range(2)
+    )
     return "\n".join(
         [
             f":root {{{light} }}",

@@ -121,9 +121,7 @@ def _draw(identifier: str, data: pl.DataFrame) -> str:
         panes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes, corruption in zip(panes.flat, corruptions, strict=False):
             lines = [
-                _line(
-                    axes, method, data.filter(pl.col("corruption").eq_missing(corruption), pl.col("method") == method)
-                )
+                _line(axes, method, data.filter(pl.col("corruption").eq_missing(corruption), pl.col("method") == method))
                 for method in methods
             ]
             axes.set_title(wrapped(corruption or "all corruptions", 26), fontsize=SMALL)
