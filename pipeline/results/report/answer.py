@@ -17,6 +17,7 @@ from pipeline.results.report.verdicts import (
     count_sets,
     difference_to,
     listed,
+    passes,
     per_set_verdicts,
     points,
     some_of,
@@ -78,9 +79,9 @@ def find_answer(results: Results, costs: Sequence[Spending]) -> Answer:
 
 def _headline(row: Mapping[str, Any]) -> str:
     accuracy = f"{percent(row['accuracy'])} %"
-    over = count_sets(row["evaluation_sets"])
+    over = f"over {count_sets(row['evaluation_sets'])}"
     if row["method"] == GENERALIST:
-        return f"No method is better than the generalist, which has {accuracy} mean accuracy over {over}."
+        return f"No method is better than the generalist, which has {accuracy} mean accuracy {over}."
     against = [
         difference_to(row, reference).against(reference)
         for reference in (GENERALIST, EXPERT)
@@ -88,7 +89,7 @@ def _headline(row: Mapping[str, Any]) -> str:
     ]
     subject = "The expert alone" if row["method"] == EXPERT else row["label"]
     sure = f" It is {' and '.join(against)}." if against else ""
-    return f"{subject} has the best mean accuracy, {accuracy} over {over}.{sure}"
+    return f"{subject} has the best mean accuracy, {accuracy} {over}.{sure}"
 
 
 def _figures(results: Results, row: Mapping[str, Any], spent: Mapping[str | None, Spending]) -> Iterable[KeyFigure]:
@@ -121,7 +122,7 @@ def _figures(results: Results, row: Mapping[str, Any], spent: Mapping[str | None
     elif cost is None or cost.cost is None:
         yield KeyFigure("Cost of scoring", "0 B", "read from stage one, no forward pass of its own")
     else:
-        remark = f"B is the price of one plain model; {times(cost.per_image)} forward passes per image"
+        remark = f"B is the price of one plain model; {passes(cost.per_image)} per image"
         yield KeyFigure("Cost of scoring", f"{times(cost.cost)} B", remark)
 
 
@@ -130,8 +131,8 @@ def _sureness(results: Results, row: Mapping[str, Any]) -> Iterable[str]:
         difference = difference_to(row, reference)
         if reference == row["method"] or difference.value is None:
             continue
-        meaning = MEANING[difference.verdict]
-        yield f"{row['label']} against the {reference}: {points(difference.value)} points, {difference.interval}. {meaning}"
+        gain = f"{points(difference.value)} points, {difference.interval}"
+        yield f"{row['label']} against the {reference}: {gain}. {MEANING[difference.verdict]}"
     balanced = [other for other in _ranked(results) if other["balanced_accuracy"] is not None]
     if not balanced or row["balanced_accuracy"] is None:
         return
@@ -159,12 +160,12 @@ def _t3(results: Results) -> Iterable[str]:
         wins = [name for name in both if generalist[name] is expert[name] is Verdict.BETTER]
         to_expert = [name for name in both if expert[name] is Verdict.WORSE]
         to_generalist = [name for name in both if generalist[name] is Verdict.WORSE]
-        yield f"{label} is clearly better than both generalist and expert on {some_of(wins, both)}."
-        yield f"It is clearly worse than the expert on {some_of(to_expert, both)}."
-        yield f"It is clearly worse than the generalist on {some_of(to_generalist, both)}."
         rest = [name for name in both if name not in {*wins, *to_expert, *to_generalist}]
+        yield f"{label} wins, clearly better than both generalist and expert, on {some_of(wins, both)}."
+        yield f"{label} loses, clearly worse than the expert, on {some_of(to_expert, both)}."
+        yield f"{label} loses, clearly worse than the generalist, on {some_of(to_generalist, both)}."
         if rest:
-            yield f"On the other {count_sets(len(rest))} it is clearly worse than neither and not clearly better than both."
+            yield f"{label} neither wins nor loses clearly on {some_of(rest, both)}."
 
 
 def _other_rules(results: Results) -> Iterable[str]:
@@ -200,7 +201,7 @@ def _cost(results: Results, row: Mapping[str, Any], spent: Mapping[str | None, S
     stage_one = spent.get(None)
     if stage_one is not None:
         yield (
-            f"Stage one put every image through {times(stage_one.per_image)} forward passes, one by each model; "
+            f"Stage one put every image through {passes(stage_one.per_image)}, one by each model; "
             f"that is paid once ({whole(stage_one.calls)} forward calls) and kept."
         )
     labels = dict(results.methods.select("method", "label").iter_rows())
@@ -213,7 +214,7 @@ def _cost(results: Results, row: Mapping[str, Any], spent: Mapping[str | None, S
         else:
             yield (
                 f"{labels[method]} then costs {times(cost.cost)} B, {whole(cost.calls)} forward calls in all, and puts "
-                f"every image through {times(cost.per_image)} forward passes; one plain model would need 1 B and one pass."
+                f"every image through {passes(cost.per_image)}; one plain model needs 1 B and one pass."
             )
 
 

@@ -21,8 +21,8 @@ def cautions(results: Results, row: Mapping[str, Any]) -> Iterable[str]:
     ranked = results.methods.filter(~pl.col("analysis_only") & pl.col("accuracy").is_not_null()).height
     if ranked > 2:
         yield (
-            f"{row['label']} has the largest of {ranked} means on these same images. The largest of many is partly luck; "
-            "the intervals do not take that choice into account."
+            f"{row['label']} has the largest of {ranked} means on these same images. The largest of many is partly "
+            "luck; the intervals do not take that choice into account."
         )
     yield from _in_domain(results, row)
     yield from _marked(results)
@@ -34,7 +34,7 @@ def cautions(results: Results, row: Mapping[str, Any]) -> Iterable[str]:
         )
     if max(map(len, results.seeds.values()), default=1) == 1:
         yield "One training seed: nothing here says how much another training of the expert would change."
-    yield "This is research software, not a medical device. Accuracy on test sets is no evidence of benefit to patients."
+    yield "Research software, not a medical device. Accuracy on test sets is no evidence of benefit to patients."
 
 
 def _in_domain(results: Results, row: Mapping[str, Any]) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""The difference of every main method to the generalist and to the expert, with its interval: the answer as a picture."""
+"""Differences of the main methods to the generalist and to the expert, with intervals: the answer as a picture."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -42,8 +42,8 @@ def difference_figures(results: Results) -> list[Figure]:
         Figure(
             id="differences",
             title="Difference to either model alone",
-            caption="Mean accuracy over evaluation sets, percentage points; bars are 95 % intervals. A method whose bar "
-            "crosses the line at 0 is not clearly different.",
+            caption="Mean accuracy over evaluation sets, percentage points; bars are 95 % intervals. A method whose "
+            "bar crosses the line at 0 is not clearly different.",
             description=" ".join(sentences),
             svg=_draw([row["label"] for row in rows], records),
             data=pl.DataFrame(records),

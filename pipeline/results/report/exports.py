@@ -7,7 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.results.report.table import Cell, Column, Place, Row, Table, as_frame, interval_text, places, value_text
+from pipeline.results.report.table import (
+    Cell,
+    Column,
+    Place,
+    Row,
+    Table,
+    as_frame,
+    interval_text,
+    ranked_rows,
+    value_text,
+)
 
 LATEX = MappingProxyType(
     {
@@ -50,7 +60,6 @@ def latex(table: Table, symbols: Mapping[str, str]) -> str:
 
     Intervals follow their value in small type; ``symbols`` maps codes of marks to what is printed for them.
     """
-    marked = places(table)
     lines = [
         r"\begin{table}",
         r"\centering",
@@ -61,7 +70,7 @@ def latex(table: Table, symbols: Mapping[str, str]) -> str:
         *_latex_groups(table),
         " & ".join(escape(text) for text in (table.heading, *(column.title for column in table.columns))) + r" \\",
         r"\midrule",
-        *(_latex_row(table, row, marked[row.name], symbols) for row in table.rows),
+        *(_latex_row(table, row, marked, symbols) for row, marked in ranked_rows(table)),
         r"\bottomrule",
         r"\end{tabular}",
         r"\end{table}",

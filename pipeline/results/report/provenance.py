@@ -1,4 +1,4 @@
-"""Where the figures of a report come from: versions, seeds, numeric kind, settings, fingerprints and manifest of a run."""
+"""Where the figures of a report come from: versions, seeds, numeric kind, settings, fingerprints, manifest."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Provenance:
 
 
 def provenance(run: Path, run_json: dict[str, Any], metrics: pl.DataFrame) -> Provenance:
-    """Collect the provenance of one run; ``metrics`` are its own, with the fingerprint of every method's predictions."""
+    """Collect the provenance of one run; ``metrics`` are its own, with a fingerprint for every method and set."""
     manifest = run_json["manifest"]
     seed = manifest.get("seeds", {}).get("training")
     return Provenance(

@@ -1,7 +1,7 @@
-"""The tables of a report, made from its frames: methods, conditions, evaluation sets, severities, paired tests, costs.
+"""Tables of a report about accuracy: methods, conditions, evaluation sets, severities.
 
 The paper (arXiv 2510.27265) has accuracy by modality and condition in Table 1, methods against one another in Table 2,
-cost in Table 3 and every modality in detail in Table 7; these are their counterparts, with intervals.
+and every modality in detail in Table 7; these are their counterparts, with intervals.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,13 +10,12 @@ from typing import Any
 import polars as pl
 
 from pipeline.coefficients.evidence import GENERALIST
-from pipeline.results.ledger import MODELS
 from pipeline.results.report.figure import slug
 from pipeline.results.report.results import EXPERT, IN_DOMAIN, OUT_OF_DOMAIN, Results
 from pipeline.results.report.spending import Spending
 from pipeline.results.report.table import Cell, Column, Row, Table
+from pipeline.results.report.verdicts import count_sets
 
-REFERENCES = (GENERALIST, EXPERT, "t3", "t3-batch")
 LOOKS_AT_LABELS = "looks at labels"
 INTERVALS = "Smaller figures: 95 % intervals (bootstrap over independent images, stratified by class)."
 
@@ -27,27 +26,27 @@ def methods_table(results: Results, costs: Sequence[Spending]) -> Table:
     rows = []
     for found in results.methods.iter_rows(named=True):
         cost = spent.get(found["method"])
-        cells = [_cell(found, name) for name in ("accuracy", "balanced_accuracy")]
-        cells += [_cell(found, f"difference_{reference}") for reference in (GENERALIST, EXPERT)]
+        cells = [cell_of(found, name) for name in ("accuracy", "balanced_accuracy")]
+        cells += [_difference(found, reference) for reference in (GENERALIST, EXPERT)]
         cells += [Cell(found["ood"]), Cell(found["mce"])]
         cells.append(Cell((cost.cost or 0.0) if cost else 0.0 if spent else None))
-        rows.append(_row(results, found, cells))
+        rows.append(row_of(results, found, cells))
     over = results.labelled.select("study", "evaluation_set").n_unique()
     return Table(
         id="methods",
         title="Methods",
         caption=(
-            f"Means over {over} labelled evaluation set{'' if over == 1 else 's'}, each counted once whatever its size. "
-            "Differences are in accuracy, in percentage points. OOD averages base-to-novel, noise and digital. mCE is "
-            "the mean Err of all conditions but in-domain; Err is 100 for the generalist, and less is better. Cost is in "
-            f"units of B, the forward calls of one plain model, after stage one. {INTERVALS}"
+            f"Means over {count_sets(over)} with labels, each counted once whatever its size. Differences are in "
+            "accuracy, in percentage points. OOD averages base-to-novel, noise and digital. mCE is the mean Err of all "
+            "conditions but in-domain; Err is 100 for the generalist, and less is better. Cost is in units of B, the "
+            f"forward calls of one plain model, after stage one. {INTERVALS}"
         ),
         heading="Method",
         columns=(
             Column("accuracy", "Accuracy %", "percent", better="higher"),
             Column("balanced_accuracy", "Balanced %", "percent", better="higher"),
-            Column("difference_generalist", "to generalist", "points", "Difference", "higher"),
-            Column("difference_expert", "to expert", "points", "Difference", "higher"),
+            Column("difference_generalist", "Against generalist", "points"),
+            Column("difference_expert", "Against expert", "points"),
             Column("ood", "OOD %", "percent", better="higher"),
             Column("mce", "mCE", better="lower"),
             Column("cost", "Cost", "cost"),
@@ -70,7 +69,7 @@ def conditions_table(results: Results) -> Table:
         for study, condition in keys:
             here = own.filter((pl.col("study") == study) & pl.col("condition").eq_missing(condition))
             cells.append(_mean_cell(here, "accuracy"))
-        rows.append(_row(results, method, [*cells, _cell(method, "accuracy")]))
+        rows.append(row_of(results, method, [*cells, cell_of(method, "accuracy")]))
     several = len(results.studies) > 1
     columns = [
         Column(
@@ -86,8 +85,8 @@ def conditions_table(results: Results) -> Table:
         id="conditions",
         title="By condition",
         caption=(
-            "Accuracy in %. Where a condition has several evaluation sets, their mean; the last column is the mean over "
-            f"all sets. {INTERVALS} A mean of several sets has its interval in the last column only."
+            "Accuracy in %. Where a condition has several evaluation sets, their mean; the last column is the mean "
+            f"over all sets. {INTERVALS} A mean of several sets has its interval in the last column only."
         ),
         heading="Method",
         columns=(*columns, Column("mean", "Mean", "percent", "All" if several else "", "higher")),
@@ -102,12 +101,12 @@ def set_table(results: Results, study: str, evaluation_set: str) -> Table:
     shared = set.intersection(*codes) if codes else set()
     rows = []
     for found in here.iter_rows(named=True):
-        cells = [_cell(found, name) for name in ("accuracy", "balanced_accuracy", "macro_auc", "ece", "err")]
+        cells = [cell_of(found, name) for name in ("accuracy", "balanced_accuracy", "macro_auc", "ece", "err")]
         cells += [Cell(found["be"]), Cell(found["rbe"])]
         classes = None if found["predicted_classes"] is None else f"{found['predicted_classes']} of {found['classes']}"
         cells += [Cell(classes), Cell(found["mean_lambda"])]
         marks = tuple(code for code in found["marks"] or () if code not in shared)
-        rows.append(_row(results, found, cells, marks))
+        rows.append(row_of(results, found, cells, marks))
     columns = [
         Column("accuracy", "Accuracy %", "percent", better="higher"),
         Column("balanced_accuracy", "Balanced %", "percent", better="higher"),
@@ -140,15 +139,15 @@ def severity_table(results: Results, study: str, evaluation_set: str) -> Table |
     several = len({corruption for corruption, _ in keys}) > 1
     cells: dict[str, dict[Any, Cell]] = {}
     for found in here.iter_rows(named=True):
-        cells.setdefault(found["method"], {})[found["corruption"], found["severity"]] = _cell(found, "accuracy")
+        cells.setdefault(found["method"], {})[found["corruption"], found["severity"]] = cell_of(found, "accuracy")
     rows = [
-        _row(results, method, [cells[method["method"]].get(key, Cell()) for key in keys])
+        row_of(results, method, [cells[method["method"]].get(key, Cell()) for key in keys])
         for method in here.unique("method", keep="first", maintain_order=True).iter_rows(named=True)
     ]
     return Table(
         id=f"severity-{slug(study, evaluation_set)}",
         title=f"{results.name_of(study, evaluation_set)} by severity",
-        caption=f"Accuracy in % at each severity of {', '.join(dict.fromkeys(str(key[0]) for key in keys))}. {INTERVALS}",
+        caption=f"Accuracy in % at each severity of {_corruptions(keys)}. {INTERVALS}",
         heading="Method",
         columns=tuple(
             Column(
@@ -164,139 +163,12 @@ def severity_table(results: Results, study: str, evaluation_set: str) -> Table |
     )
 
 
-def comparison_tables(results: Results) -> list[Table]:
-    """Paired tests of every method against each reference, one column for each evaluation set."""
-    tables = []
-    for reference in REFERENCES:
-        against = results.comparisons.filter(pl.col("reference") == reference)
-        keys = [place for place in results.places if against.filter(_at(*place[:2])).height]
-        cells = {
-            (study, name): {found["method"]: found for found in _over_seeds(against.filter(_at(study, name)))}
-            for study, name, _ in keys
-        }
-        compared = set(against["method"])
-        rows = [
-            _row(results, method, [_test_cell(cells[key[:2]].get(method["method"])) for key in keys])
-            for method in results.methods.iter_rows(named=True)
-            if method["method"] in compared
-        ]
-        if rows:
-            tests = ", ".join(sorted({str(test) for test in against["test"].drop_nulls()}))
-            tables.append(_comparison_table(results, reference, keys, rows, tests))
-    return tables
+def _corruptions(keys: Sequence[tuple[Any, Any]]) -> str:
+    return ", ".join(dict.fromkeys(str(corruption) for corruption, _ in keys))
 
 
-def costs_table(results: Results, costs: Sequence[Spending]) -> Table | None:
-    """What each stage and method spent (the paper's Table 3, counted instead of estimated); None without a ledger."""
-    if not costs:
-        return None
-    labels = dict(results.sets.select("method", "label").unique(maintain_order=True).iter_rows())
-    analysis = set(results.sets.filter(pl.col("analysis_only"))["method"])
-    main = set(results.main_methods())
-    models = [name for name in _models(costs) if any(cost.image_calls.get(name) for cost in costs)]
-    rows = [
-        Row(
-            name=labels.get(cost.method, cost.method) if cost.method else "stage one: precompute",
-            cells=(
-                Cell(cost.cost or 0.0),
-                Cell(cost.per_image),
-                *(Cell(cost.image_calls.get(model, 0)) for model in models),
-                *(
-                    Cell(count)
-                    for count in (cost.calls, cost.images, cost.text_calls, cost.merges, cost.merges_skipped)
-                ),
-                Cell(cost.batches or None),
-                Cell(cost.seconds),
-            ),
-            ranked=cost.method not in analysis,
-            main=cost.method is None or cost.method in main,
-            note=LOOKS_AT_LABELS if cost.method in analysis else "",
-        )
-        for cost in costs
-    ]
-    return Table(
-        id="cost",
-        title="Forward passes",
-        caption=(
-            "Counted while running, not estimated, and summed over runs and evaluation sets. B is the number of image "
-            "forward calls that one plain model needs for the same images. Seconds are summed over workers."
-        ),
-        heading="Stage, method",
-        columns=(
-            Column("cost", "Cost", "cost"),
-            Column("per_image", "Passes per image"),
-            *(Column(f"calls_{model}", f"{model}", "count", "Image forward calls") for model in models),
-            Column("calls", "all", "count", "Image forward calls"),
-            Column("images", "Images", "count"),
-            Column("text_calls", "Text forwards", "count"),
-            Column("merges", "Merges", "count"),
-            Column("merges_skipped", "Skipped", "count"),
-            Column("batches", "Batches", "count"),
-            Column("seconds", "Seconds", digits=1),
-        ),
-        rows=tuple(rows),
-    )
-
-
-def frame_table(frame: pl.DataFrame, *, name: str, title: str, caption: str) -> Table:
-    """Any frame as a table, its first column as headings of the rows; lists are joined, fractions left as they are."""
-    heading, *others = frame.columns
-    kinds = {column: "count" if frame[column].dtype.is_integer() else "decimal" for column in others}
-    kinds |= {column: "text" for column in others if not frame[column].dtype.is_numeric()}
-    return Table(
-        id=name,
-        title=title,
-        caption=caption,
-        heading=_title(heading),
-        columns=tuple(Column(column, _title(column), kinds[column]) for column in others),  # type: ignore[arg-type]
-        rows=tuple(
-            Row(str(row[heading]), tuple(Cell(_plain(row[column], kinds[column])) for column in others))
-            for row in frame.iter_rows(named=True)
-        ),
-    )
-
-
-def _comparison_table(
-    results: Results, reference: str, keys: Sequence[tuple[str, str, str | None]], rows: list[Row], tests: str
-) -> Table:
-    several = len(results.studies) > 1
-    seeds = max(map(len, results.seeds.values()), default=1)
-    over = (
-        " Over several training seeds: the mean difference, the widest interval and the largest p." if seeds > 1 else ""
-    )
-    return Table(
-        id=f"tests-{slug(reference)}",
-        title=f"Against {'the ' if reference in {GENERALIST, EXPERT} else ''}{reference}",
-        caption=(
-            f"Difference in accuracy to {reference} on the same images, in percentage points, with its 95 % interval and "
-            f"p adjusted by Holm's method for the number of methods tested on the set ({tests or 'test not recorded'}).{over}"
-        ),
-        heading="Method",
-        columns=tuple(
-            Column(f"{study}/{name}" if several else name, name, "points", study if several else "", "higher")
-            for study, name, _ in keys
-        ),
-        rows=tuple(rows),
-    )
-
-
-def _over_seeds(rows: pl.DataFrame) -> Iterable[dict[str, Any]]:
-    columns = rows.group_by("method", maintain_order=True).agg(
-        pl.col("difference").mean(),
-        pl.col("difference_low").min(),
-        pl.col("difference_high").max(),
-        pl.col("p_adjusted").max(),
-    )
-    return columns.iter_rows(named=True)
-
-
-def _test_cell(found: Mapping[str, Any] | None) -> Cell:
-    if found is None:
-        return Cell()
-    return Cell(found["difference"], found["difference_low"], found["difference_high"], p=found["p_adjusted"])
-
-
-def _row(results: Results, found: Mapping[str, Any], cells: Iterable[Cell], marks: tuple[str, ...] = ()) -> Row:
+def row_of(results: Results, found: Mapping[str, Any], cells: Iterable[Cell], marks: tuple[str, ...] = ()) -> Row:
+    """Row of a method: main or not, and out of the ranking where it looks at labels."""
     analysis = bool(found["analysis_only"])
     return Row(
         name=str(found["label"]),
@@ -308,15 +180,21 @@ def _row(results: Results, found: Mapping[str, Any], cells: Iterable[Cell], mark
     )
 
 
-def _cell(found: Mapping[str, Any], name: str) -> Cell:
+def cell_of(found: Mapping[str, Any], name: str) -> Cell:
+    """A metric with its interval and its standard deviation over seeds, by the columns of its name."""
     return Cell(found[name], found.get(f"{name}_low"), found.get(f"{name}_high"), found.get(f"{name}_sd"))
+
+
+def _difference(found: Mapping[str, Any], reference: str) -> Cell:
+    """A model is not compared with itself."""
+    return Cell() if found["method"] == reference else cell_of(found, f"difference_{reference}")
 
 
 def _mean_cell(rows: pl.DataFrame, name: str) -> Cell:
     """The mean over the sets of a condition; a single set keeps its interval and marks."""
     marks = tuple(dict.fromkeys(code for codes in rows["marks"].to_list() for code in codes or ()))
     if rows.height == 1:
-        cell = _cell(rows.row(0, named=True), name)
+        cell = cell_of(rows.row(0, named=True), name)
         return Cell(cell.value, cell.low, cell.high, cell.spread, marks=marks)
     if not rows.height or rows[name].null_count():
         return Cell(marks=marks)
@@ -341,28 +219,9 @@ def _describe_set(found: Mapping[str, Any]) -> str:
     return " ".join(parts)
 
 
-def _models(costs: Sequence[Spending]) -> list[str]:
-    others = sorted({name for cost in costs for name in cost.image_calls} - set(MODELS))
-    return [*MODELS, *others]
-
-
-def _at(study: str, evaluation_set: str) -> pl.Expr:
-    return (pl.col("study") == study) & (pl.col("evaluation_set") == evaluation_set)
-
-
 def _any(rows: Sequence[Row], index: int) -> bool:
     return any(row.cells[index].value is not None for row in rows)
 
 
 def _keep(row: Row, kept: Sequence[int]) -> Row:
     return Row(row.name, tuple(row.cells[index] for index in kept), row.ranked, row.main, row.marks, row.note)
-
-
-def _title(name: str) -> str:
-    return name.replace("_", " ").capitalize()
-
-
-def _plain(value: Any, kind: str) -> Any:
-    if value is None or kind != "text":
-        return value
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

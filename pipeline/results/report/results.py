@@ -1,6 +1,6 @@
 """What a report is made of: the frames of one run or of several, with every column present, null where not computed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ SETS: Schema = (
     {**PLACE, **NAMES, "seeds": pl.Int64}
     | dict.fromkeys(("samples", "clusters", "unlabelled", "rejected", "classes", "predicted_classes"), pl.Int64)
     | _with_intervals("accuracy", "balanced_accuracy", "macro_auc", "ece", "err")
+    | _with_intervals("difference_generalist", "difference_expert")
     | _floats("be", "rbe", "majority_rate", "mean_lambda")
     | {"marks": pl.List(pl.String)}
 )
@@ -114,46 +115,6 @@ def best_method(methods: pl.DataFrame) -> str | None:
     return str(ranked["method"][int(ranked["accuracy"].round(9).arg_max() or 0)])
 
 
-def means_of_sets(sets: pl.DataFrame) -> pl.DataFrame:
-    """Mean accuracy, balanced accuracy, OOD and mCE of each method over its labelled evaluation sets, without intervals.
-
-    A mean is null where one of its parts is; OOD averages the means of base-to-novel, noise and digital, and mCE is the
-    mean Err of all conditions but in-domain (DESIGN section 3).
-    """
-    records = []
-    labelled = sets.filter(pl.col("samples") > 0)
-    for (method,), rows in labelled.group_by(["method"], maintain_order=True):
-        shifted = rows.filter(pl.col("condition") != IN_DOMAIN)
-        by_condition = [_mean(rows.filter(pl.col("condition") == name)["accuracy"]) for name in OUT_OF_DOMAIN]
-        records.append(
-            {"method": method, "label": rows["label"][0], "analysis_only": rows["analysis_only"][0]}
-            | {
-                "evaluation_sets": rows.height,
-                "mce": _mean(shifted["err"]),
-                "ood": _mean(pl.Series(by_condition, dtype=pl.Float64)),
-            }
-            | {name: _mean(rows[name]) for name in ("accuracy", "balanced_accuracy")}
-        )
-    return (
-        complete(pl.DataFrame(records, infer_schema_length=None), METHODS) if records else pl.DataFrame(schema=METHODS)
-    )
-
-
 def _is_main(row: Mapping[str, Any]) -> bool:
     name = str(row["method"]).split("@", maxsplit=1)[0]
     return row["method"] in MAIN or (name in {"t3", "t3-batch"} and RESCALED in str(row["label"]))
-
-
-def _mean(values: pl.Series) -> float | None:
-    if not len(values) or values.null_count():
-        return None
-    mean = values.mean()
-    return mean if isinstance(mean, float) else None
-
-
-def seeds_of(manifests: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
-    """Training seeds of each study, by the manifest's name, in the order of the runs."""
-    found: dict[str, list[int]] = {}
-    for manifest in manifests:
-        found.setdefault(str(manifest["name"]), []).append(int(manifest.get("seeds", {}).get("training", 0)))
-    return {name: tuple(seeds) for name, seeds in found.items()}

@@ -1,4 +1,4 @@
-"""Tables of the report: one description of cells, intervals and ranks, shown as HTML and exported as LaTeX, CSV or JSON."""
+"""Tables of the report: one description of cells, intervals and ranks, for HTML and for every export."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -90,24 +90,13 @@ class Table:
         return found if any(group for group, _ in found) else []
 
 
-def places(table: Table) -> dict[str, tuple[Place, ...]]:
-    """Best and second value of each column that has a better end, by the row's name, over all ranked rows.
+def ranked_rows(table: Table) -> list[tuple[Row, tuple[Place, ...]]]:
+    """Every row with the place of each of its values: best and second of the columns that have a better end.
 
     Values that are shown alike share a place: a reader must not see two equal figures of which one is marked.
     """
-    found: dict[str, list[Place]] = {row.name: [""] * len(table.columns) for row in table.rows}
-    for index, column in enumerate(table.columns):
-        shown = {
-            row.name: round(value * _factor(column.kind), digits_of(column))
-            for row in table.rows
-            if row.ranked and isinstance(value := row.cells[index].value, int | float)
-        }
-        ranked = sorted(set(shown.values()), reverse=column.better == "higher")
-        if column.better is None or len(ranked) < 2:
-            continue
-        for name, value in shown.items():
-            found[name][index] = "best" if value == ranked[0] else "second" if value == ranked[1] else ""
-    return {name: tuple(marks) for name, marks in found.items()}
+    by_column = [_places(table, index, column) for index, column in enumerate(table.columns)]
+    return [(row, tuple(column[place] for column in by_column)) for place, row in enumerate(table.rows)]
 
 
 def value_text(cell: Cell, column: Column) -> str:
@@ -125,6 +114,13 @@ def interval_text(cell: Cell, column: Column) -> str:
     if cell.low is None or cell.high is None:
         return ""
     return f"{_number(cell.low, column)} to {_number(cell.high, column)}"
+
+
+def sign_of(cell: Cell, column: Column) -> str:
+    """▲ or ▼ beside a difference whose interval excludes 0."""
+    if column.kind != "points" or cell.low is None or cell.high is None:
+        return ""
+    return "▲" if cell.low > 0 else "▼" if cell.high < 0 else ""
 
 
 def p_text(p: float) -> str:
@@ -160,6 +156,19 @@ def as_frame(table: Table) -> pl.DataFrame:
 def used_marks(tables: Iterable[Table]) -> list[str]:
     """Codes of all marks that any of the tables shows, each once, in order of appearance."""
     return list(dict.fromkeys(code for table in tables for row in table.rows for code in _marks_of(table, row)))
+
+
+def _places(table: Table, index: int, column: Column) -> list[Place]:
+    shown = [
+        round(value * _factor(column.kind), digits_of(column))
+        if row.ranked and isinstance(value := row.cells[index].value, int | float)
+        else None
+        for row in table.rows
+    ]
+    order = sorted({value for value in shown if value is not None}, reverse=column.better == "higher")
+    if column.better is None or len(order) < 2:
+        return [""] * len(shown)
+    return ["best" if value == order[0] else "second" if value == order[1] else "" for value in shown]
 
 
 def _marks_of(table: Table, row: Row) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.results.report.results import Results
+from pipeline.coefficients.evidence import GENERALIST
+from pipeline.results.report.results import EXPERT, Results
 
 NAMED = 6
 """Names that a sentence lists before it says how many more there are."""
@@ -67,13 +68,23 @@ class Difference:
 
 
 def difference_to(row: Mapping[str, Any], reference: str) -> Difference:
-    """Difference of a method's mean accuracy to the generalist's or the expert's, from a row of ``Results.methods``."""
+    """Difference in accuracy to the generalist or the expert, from a row of ``Results.methods`` or ``Results.sets``."""
     name = f"difference_{reference}"
     return Difference(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
 def per_set_verdicts(results: Results, method: str, reference: str) -> dict[str, Verdict]:
-    """Verdict on every evaluation set where the two were compared; over several seeds all of them must agree."""
+    """Verdict on every evaluation set where a method was compared with ``reference``.
+
+    Against generalist and expert by the interval of the mean over seeds; against other methods all seeds must agree.
+    """
+    if reference in {GENERALIST, EXPERT}:
+        rows = results.labelled.filter(pl.col("method") == method)
+        return {
+            results.name_of(row["study"], row["evaluation_set"]): difference_to(row, reference).verdict
+            for row in rows.iter_rows(named=True)
+            if row[f"difference_{reference}"] is not None
+        }
     found: dict[str, set[Verdict]] = {}
     rows = results.comparisons.filter((pl.col("method") == method) & (pl.col("reference") == reference))
     for row in rows.iter_rows(named=True):
@@ -97,10 +108,17 @@ def count_sets(count: int) -> str:
     return f"{count} evaluation set{'' if count == 1 else 's'}"
 
 
+def passes(value: float | None) -> str:
+    """A number of forward passes."""
+    return f"{times(value)} forward pass{'' if value == 1 else 'es'}"
+
+
 def some_of(names: Sequence[str], everything: Sequence[str]) -> str:
-    """How many of the evaluation sets, and which."""
+    """How many of the evaluation sets, and which; of a single one its name alone."""
     if not names:
-        return f"none of {count_sets(len(everything))}"
+        return f"none of {count_sets(len(everything))}" if len(everything) > 1 else "no set"
+    if len(everything) == 1:
+        return names[0]
     return f"{len(names)} of {count_sets(len(everything))} ({listed(names)})"
 
 
