@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.coefficients.evidence import GENERALIST
 from pipeline.errors import RunDirectoryError
@@ -27,8 +28,7 @@ from pipeline.results.layout import (
 )
 from pipeline.results.levels import balanced_errors, level_records
 from pipeline.results.records import counted, intervals
-from pipeline.results.resampling import Clusters, Replicates, number_clusters, resample
-from pipeline.results.samples import LabelledSet, SampleIndex, number_levels, read_origin
+from pipeline.results.resampling import Replicates
 from pipeline.results.schemas import (
     COMPARISONS_SCHEMA,
     METRICS_SCHEMA,
@@ -36,8 +36,9 @@ from pipeline.results.schemas import (
     SEVERITY_SCHEMA,
     SUMMARY_SCHEMA,
 )
+from pipeline.results.scored import ScoredSet, score_sets
 from pipeline.results.summary import summary_records
-from pipeline.results.tallies import Tally, require_parts, tally_methods
+from pipeline.results.tallies import require_parts
 from pipeline.store.fingerprints import Fingerprint
 from pipeline.store.tables import read_metadata, read_table, write_table
 
@@ -62,15 +63,6 @@ class Evaluation:
     comparisons: pl.DataFrame
     summary: pl.DataFrame
     replicates: pl.DataFrame
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """All that was read of one evaluation set."""
-
-    tallies: Mapping[str, Tally]
-    labelled: LabelledSet
-    replicates: Mapping[str, Replicates]
 
 
 def evaluate_run(run: Path) -> pl.DataFrame:
@@ -98,10 +90,9 @@ def evaluate(run: Path) -> Evaluation:
     twice, or the methods of an evaluation set do not cover the same rows or differ in their labels.
     """
     run_json = read_run(run)
-    folders = prediction_folders(run, run_json)
+    folders = [folder for folder in prediction_folders(run, run_json) if not _is_left_behind(folder, run_json)]
     if not folders:
         raise RunDirectoryError(f"{run}: holds no predictions; run `pipeline infer` first")
-    folders = [folder for folder in folders if not _is_left_behind(folder, run_json)]
     for folder in folders:
         require_parts(folder)
     labels = method_labels(run, (folder.method for folder in folders))
@@ -110,7 +101,7 @@ def evaluate(run: Path) -> Evaluation:
     known = None if fingerprint is None else _read(run, fingerprint)
     if known is not None:
         return known
-    tables = _compute(run, run_json, folders, described)
+    tables = _compute(run_json, folders, described)
     assert fingerprint is not None, "torn parts are refused while they are read"
     for name, table in tables.items():
         write_table(run / f"{name}.parquet", table, fingerprint)
@@ -141,78 +132,51 @@ def require_distinct(runs: Sequence[Path]) -> None:
 
 
 def _compute(
-    run: Path, run_json: dict[str, Any], folders: list[PredictionFolder], described: Mapping[str, tuple[str, bool]]
+    run_json: dict[str, Any], folders: list[PredictionFolder], described: Mapping[str, tuple[str, bool]]
 ) -> dict[str, pa.Table]:
-    scored, clusters = _score(folders)
+    """All tables, one evaluation set after the other."""
+    scored, clusters = score_sets(folders)
     clean_of = {entry["name"]: entry.get("clean") for entry in run_json["manifest"].get("evaluation_sets", [])}
     condition_of = conditions(run_json)
     records: dict[str, list[dict[str, Any]]] = {name: [] for name in SCHEMAS}
     for name, item in scored.items():
-        generalist = item.tallies.get(GENERALIST)
-        clean = scored.get(clean_of.get(name) or "")
-        errors = balanced_errors(item.labelled, clean.labelled if clean else None)
-        by_level = level_records(item.labelled, item.replicates)
-        cluster_N = clusters.cluster_N[name]
-        found: dict[str, dict[str, Any]] = {}
-        for method, tally in item.tallies.items():
-            label, analysis_only = described[method]
-            names = {
+        names = {
+            method: {
                 "method": method,
-                "label": label,
-                "analysis_only": analysis_only,
+                "label": described[method][0],
+                "analysis_only": described[method][1],
                 "evaluation_set": name,
                 "condition": condition_of.get(name),
             }
-            own = {"clusters": len(np.unique(cluster_N[tally.position_N]))}
-            found[method] = names | counted(tally, generalist) | errors[method] | own
-            found[method] |= intervals(method, item.replicates)
-            records["metrics_by_severity"] += [names | record for record in by_level[method]]
-        records["metrics"] += found.values()
+            for method in item.tallies
+        }
+        clean = scored.get(clean_of.get(name) or "")
+        found = _metrics(item, clean, clusters.cluster_N[name])
+        records["metrics"] += [names[method] | record for method, record in found.items()]
         records["replicates"] += [_replicates(name, method, drawn) for method, drawn in item.replicates.items()]
         if item.replicates:
+            by_level = level_records(item.labelled, item.replicates)
+            records["metrics_by_severity"] += [names[method] | row for method, rows in by_level.items() for row in rows]
             accuracies = {method: record["accuracy"] for method, record in found.items()}
-            records["comparisons"] += comparison_records(item.labelled, cluster_N, item.replicates, accuracies)
+            records["comparisons"] += comparison_records(
+                item.labelled, clusters.cluster_N[name], item.replicates, accuracies
+            )
     metrics = pl.DataFrame(pa.Table.from_pylist(records["metrics"], schema=METRICS_SCHEMA))
     drawn = {(name, method): found for name, item in scored.items() for method, found in item.replicates.items()}
     records["summary"] = summary_records(metrics, drawn)
     return {name: pa.Table.from_pylist(records[name], schema=schema) for name, schema in SCHEMAS.items()}
 
 
-def _score(folders: list[PredictionFolder]) -> tuple[dict[str, Scored], Clusters]:
-    tallied: dict[str, tuple[dict[str, Tally], LabelledSet]] = {}
-    for name in dict.fromkeys(folder.evaluation_set for folder in folders):
-        own = [folder for folder in folders if folder.evaluation_set == name]
-        tallies, index = tally_methods(own)
-        tallied[name] = tallies, _labelled_set(name, own, tallies, index)
-    clusters = number_clusters([labelled for _, labelled in tallied.values()])
-    scored = {
-        name: Scored(tallies, labelled, resample(labelled, clusters) if len(labelled.label_N) else {})
-        for name, (tallies, labelled) in tallied.items()
+def _metrics(item: ScoredSet, clean: ScoredSet | None, cluster_N: NDArray[np.int64]) -> dict[str, dict[str, Any]]:
+    """What the metrics hold of each method on one evaluation set, but for its names."""
+    errors = balanced_errors(item.labelled, clean.labelled if clean else None)
+    return {
+        method: counted(tally, item.tallies.get(GENERALIST))
+        | errors[method]
+        | {"clusters": len(np.unique(cluster_N[tally.position_N]))}
+        | intervals(method, item.replicates)
+        for method, tally in item.tallies.items()
     }
-    return scored, clusters
-
-
-def _labelled_set(
-    name: str, folders: list[PredictionFolder], tallies: Mapping[str, Tally], index: SampleIndex
-) -> LabelledSet:
-    origin = read_origin(folders, index.row_N)
-    levels, level_N = number_levels(origin)
-    right_MN = np.full((len(tallies), len(index.row_N)), -1, np.int8)
-    confidence_MN = np.zeros(right_MN.shape, np.float32)
-    for position, tally in enumerate(tallies.values()):
-        right_MN[position, tally.position_N] = tally.right_N
-        confidence_MN[position, tally.position_N] = tally.confidence_N
-    return LabelledSet(
-        name=name,
-        classes=len(next(iter(tallies.values())).predicted_C),
-        methods=tuple(tallies),
-        label_N=index.label_N,
-        clusters=origin.select(pl.coalesce("group_id", "sample_id")).to_series(),
-        levels=levels,
-        level_N=level_N,
-        right_MN=right_MN,
-        confidence_MN=confidence_MN,
-    )
 
 
 def _replicates(name: str, method: str, drawn: Replicates) -> dict[str, Any]:
@@ -239,7 +203,9 @@ def _read(run: Path, fingerprint: Fingerprint) -> Evaluation | None:
 
 
 def _evaluation(tables: Mapping[str, pa.Table]) -> Evaluation:
-    return Evaluation(**{item.name: cast(pl.DataFrame, pl.from_arrow(tables[item.name])) for item in fields(Evaluation)})
+    return Evaluation(
+        **{item.name: cast(pl.DataFrame, pl.from_arrow(tables[item.name])) for item in fields(Evaluation)}
+    )
 
 
 def _is_left_behind(folder: PredictionFolder, run_json: dict[str, Any]) -> bool:

@@ -43,12 +43,13 @@ def counted(tally: Tally, generalist: Tally | None) -> dict[str, Any]:
 def intervals(method: str, replicates: Mapping[str, Replicates]) -> dict[str, float | None]:
     """Intervals of one method on one evaluation set; Err is taken against the generalist of the same replicate.
 
-    Null where nothing is labelled, and for Err where the generalist makes no error in one of the replicates.
+    Null where nothing is labelled, and for Err where the generalist makes no error in one of the replicates. That of
+    ECE lies high, and may leave out the ECE itself: resampling adds scatter of its own to every bin.
     """
     found, generalist = replicates.get(method), replicates.get(GENERALIST)
     if found is None:
         return {}
-    err = None if generalist is None else _err(found, generalist)
+    err = None if generalist is None else err_replicates(found.accuracy_R, generalist.accuracy_R)
     return (
         interval_of("accuracy", found.accuracy_R)
         | interval_of("balanced_accuracy", found.balanced_accuracy_R)
@@ -73,14 +74,9 @@ def balanced_accuracy(confusion_CC: NDArray[np.int64]) -> float | None:
     return float(recall_score(true, predicted, labels=occurring, average="macro", sample_weight=weights))
 
 
-def _err(found: Replicates, generalist: Replicates) -> NDArray[np.float64]:
-    return err_replicates(found.accuracy_R, generalist.accuracy_R)
-
-
-def err_replicates(
-    accuracy_R: NDArray[np.floating], generalist_R: NDArray[np.floating]
-) -> NDArray[np.float64]:
+def err_replicates(accuracy_R: NDArray[np.floating], generalist_R: NDArray[np.floating]) -> NDArray[np.float64]:
     """Err in each replicate; NaN where the generalist makes no error."""
     error_R, reference_R = 1 - accuracy_R.astype(np.float64), 1 - generalist_R.astype(np.float64)
-    absent_R = np.full(len(error_R), np.nan)
-    return np.divide(100 * error_R, reference_R, out=absent_R, where=reference_R > 0)
+    err_R = np.full(len(error_R), np.nan)
+    np.divide(100 * error_R, reference_R, out=err_R, where=reference_R > 0)
+    return err_R

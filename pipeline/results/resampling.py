@@ -25,17 +25,18 @@ BLOCK_VALUES = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Replicates:
-    """Metrics of one method on one evaluation set in each replicate (float32 [R]); accuracy by level [L, R].
+    """Metrics of one method on one evaluation set in each replicate ([R]); accuracy by level [L, R].
 
     ``draws`` is a digest of the clusters that were drawn: replicates of equal ``draws`` come from the same draws, in
-    whatever runs, and may be averaged or subtracted one by one. NaN where a replicate holds no image.
+    whatever runs, and may be averaged or subtracted one by one. NaN where a replicate holds no image. Those of a run
+    are float32, as they are stored, so that the last bits of a sum decide nothing.
     """
 
     draws: str
-    accuracy_R: NDArray[np.float32]
-    balanced_accuracy_R: NDArray[np.float32]
-    ece_R: NDArray[np.float32]
-    accuracy_LR: NDArray[np.float32]
+    accuracy_R: NDArray[np.floating]
+    balanced_accuracy_R: NDArray[np.floating]
+    ece_R: NDArray[np.floating]
+    accuracy_LR: NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,5 +142,6 @@ def _replicates(sums_FR: NDArray[np.float64], item: LabelledSet, draws: str) -> 
 
 
 def _ratio(numerator: NDArray[np.floating], denominator: NDArray[np.number]) -> NDArray[np.float64]:
-    absent = np.full(numerator.shape, np.nan)
-    return np.divide(numerator, denominator, out=absent, where=denominator > 0)
+    ratio = np.full(numerator.shape, np.nan)
+    np.divide(numerator, denominator, out=ratio, where=denominator > 0)
+    return ratio

@@ -100,19 +100,17 @@ def number_levels(origin: pl.DataFrame) -> tuple[tuple[Level, ...], NDArray[np.i
     """Levels that occur, by name and severity, and the position of each image's among them (-1: not corrupted)."""
     corrupted = origin.filter(pl.col("corruption").is_not_null()).select("corruption", "severity")
     found = corrupted.unique().sort("corruption", "severity").with_row_index("level")
-    joined = origin.join(
-        found, on=["corruption", "severity"], how="left", nulls_equal=True, maintain_order="left"
-    )
+    joined = origin.join(found, on=["corruption", "severity"], how="left", nulls_equal=True, maintain_order="left")
     levels = tuple((str(name), severity) for name, severity in found.select("corruption", "severity").iter_rows())
     return levels, joined["level"].cast(pl.Int64).fill_null(-1).to_numpy()
 
 
 def _read_columns(paths: Iterable[Path], wanted: pl.DataFrame) -> pl.DataFrame:
-    """Rows that are ``wanted`` of Parquet parts, with the columns of the schema that the parts have, the others null."""
+    """Rows of Parquet parts that are ``wanted``, with the columns of the schema; what the parts have not is null."""
     found: list[pl.DataFrame] = [pl.DataFrame(schema=ORIGIN_SCHEMA)]
     for path in paths:
         names = [name for name in pq.read_schema(path).names if name in ORIGIN_SCHEMA]
         part = cast(pl.DataFrame, pl.from_arrow(read_table(path, names)))
         part = part.join(wanted, on="row", how="semi")
-        found.append(part.cast({name: ORIGIN_SCHEMA[name] for name in names}))  # type: ignore[arg-type]
+        found.append(part.cast({name: ORIGIN_SCHEMA[name] for name in names}))
     return pl.concat(found, how="diagonal")

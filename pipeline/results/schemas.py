@@ -16,6 +16,10 @@ def _with_interval(*names: str) -> list[tuple[str, pa.DataType]]:
     return [(name + end, pa.float64()) for name in names for end in ("", "_low", "_high")]
 
 
+def _over_seeds(*names: str) -> list[tuple[str, pa.DataType]]:
+    return [(name + end, pa.float64()) for name in names for end in ("", "_sd", "_low", "_high")]
+
+
 METRICS_SCHEMA = pa.schema(
     [
         *_fields(pa.string(), "method", "label"),
@@ -63,6 +67,22 @@ SUMMARY_SCHEMA = pa.schema(
         ("evaluation_sets", pa.int64()),
         *_with_interval("accuracy", "balanced_accuracy", "difference_generalist", "difference_expert"),
         *_fields(pa.float64(), "mce", "ood"),
+    ]
+)
+
+STUDY_SUMMARY_SCHEMA = pa.schema([*SUMMARY_SCHEMA, *_fields(pa.int64(), "wins", "losses")])
+
+OVER_SEEDS_SCHEMA = pa.schema(
+    [
+        *_fields(pa.string(), "study", "evaluation_set", "condition", "method", "label"),
+        ("analysis_only", pa.bool_()),
+        *_fields(pa.int64(), "seeds", "samples", "unlabelled", "clusters", "classes", "predicted_classes"),
+        *_fields(pa.float64(), "majority_rate", "mean_lambda"),
+        *_over_seeds("accuracy", "balanced_accuracy"),
+        *_fields(pa.float64(), "macro_auc", "macro_auc_sd"),
+        *_over_seeds("ece", "err", "difference_generalist", "difference_expert"),
+        *_fields(pa.float64(), "be", "rbe"),
+        ("marks", pa.list_(pa.string())),
     ]
 )
 

@@ -78,7 +78,7 @@ def summary_records(frame: pl.DataFrame, replicates: ReplicatesBySet) -> list[di
 
     Evaluation sets weigh alike. Intervals come from the mean over sets in each replicate: clusters that occur in
     several sets were drawn once for all. They are null where a set has none. Where a method was not scored on all
-    labelled sets of ``frame`` nothing but ``evaluation_sets`` is given: its means could not be compared with the others'.
+    labelled sets of ``frame`` nothing but ``evaluation_sets`` is given: its means could not be compared with others.
     """
     labelled = frame.filter(pl.col("samples") > 0)
     every = labelled["evaluation_set"].unique(maintain_order=True).to_list()
@@ -145,9 +145,7 @@ def _mean_over_sets(
     return np.mean([getattr(item, metric).astype(np.float64) for item in found], axis=0)
 
 
-def _apart(
-    first_R: NDArray[np.float64] | None, second_R: NDArray[np.float64] | None
-) -> NDArray[np.float64] | None:
+def _apart(first_R: NDArray[np.float64] | None, second_R: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
     return None if first_R is None or second_R is None else first_R - second_R
 
 

@@ -3,7 +3,8 @@
 Every table is checked by one bit per row: each row exactly once, and the same rows for all methods of an evaluation set
 as in its evidence. Of labelled rows, and of no others, more is kept: a few bytes for each row and method.
 
-Shape legend: N labelled rows, C classes; in ``confusion_CC`` the first axis is the true class, the second the predicted.
+Shape legend: N labelled rows, C classes; in ``confusion_CC`` the first axis is the true class, the second the
+predicted one.
 """
 
 from dataclasses import dataclass, field

@@ -1,7 +1,9 @@
 """Stratified bootstrap over clusters: images that belong together (one patient, one base image) are drawn together.
 
-Clusters are drawn with replacement inside their stratum, as many as it has, so that no replicate loses a class. All
-figures come from the same draws: a replicate is a vector of counts, one for each cluster, and what is summed over
+Clusters are drawn with replacement inside their stratum, as many as it has, so that no replicate loses a class. The
+class mix is thereby held fixed: a model that predicts one class for everything has an accuracy without any scatter.
+
+All figures come from the same draws: a replicate is a vector of counts, one for each cluster, and what is summed over
 samples becomes a product of those counts with sums per cluster. Differences and means over evaluation sets are then
 taken replicate by replicate, which keeps their correlation. Percentile intervals after Efron and Tibshirani (1993);
 clusters as the unit of resampling after Field and Welsh (2007).

@@ -1,10 +1,10 @@
 """Balanced error under corruption, as MedMNIST-C defines it, with the generalist as the model to compare with.
 
-The definition is that of MedMNIST-C's own evaluator (``medmnistc/eval.py`` of medmnistc-api; arXiv 2406.17536): for each
-corruption the balanced error (1 - balanced accuracy) is averaged over severities and divided by the reference model's;
-the relative one has the error on clean images subtracted from both; then the mean over corruptions. There the reference
-is an AlexNet whose errors are published with the library. Ours is the generalist, as for Err: figures can be compared
-between methods, not with those of that paper. They are ratios: 1 for the generalist.
+The definition is that of MedMNIST-C's own evaluator (``medmnistc/eval.py`` of medmnistc-api; arXiv 2406.17536): for
+each corruption the balanced error (1 - balanced accuracy) is averaged over severities and divided by the reference
+model's; the relative one has the error on clean images subtracted from both; then the mean over corruptions. There the
+reference is an AlexNet whose errors are published with the library. Ours is the generalist, as for Err: figures can be
+compared between methods, not with those of that paper. They are ratios: 1 for the generalist.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,8 +34,7 @@ def relative_balanced_error(
     None where a corruption does not make the reference worse: the ratio would be without bound, or of the wrong sign.
     """
     ratios = [
-        _ratio(np.mean(errors[name]) - clean_error, np.mean(reference[name]) - reference_clean_error)
-        for name in errors
+        _ratio(np.mean(errors[name]) - clean_error, np.mean(reference[name]) - reference_clean_error) for name in errors
     ]
     return _mean(ratios)
 
