@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from pipeline.coefficients.evidence import GENERALIST
-from pipeline.results.report.histograms import BINS, branch_class, lambda_counts, lambda_histogram
 from pipeline.results.layout import conditions, folder_names, parts, read_run, settings, sort_methods
 from pipeline.results.ledger import cost_text, ledger_rows, model_names
 from pipeline.results.metrics import evaluate_run
+from pipeline.results.report.histograms import branch_class, describe, lambda_counts, lambda_histogram
 from pipeline.results.summary import find_answer, method_means
 from pipeline.results.tables import decimal, percent, whole
 from pipeline.store.files import write_text
@@ -113,18 +111,6 @@ def render_report(run: Path, run_json: Mapping[str, Any], frame: pl.DataFrame) -
     return page.rstrip() + "\n"
 
 
-def describe(counts: Mapping[str, NDArray[np.int64]]) -> str:
-    """Say in words where the samples of a histogram lie, for readers who cannot see it."""
-    total = sum(int(found.sum()) for found in counts.values())
-    if not total:
-        return "no samples"
-    shares = [f"{100 * int(found.sum()) / total:.1f} % {branch}" for branch, found in counts.items()]
-    by_half = np.array([found.reshape(2, BINS // 2).sum(axis=1) for found in counts.values()]).sum(axis=0)
-    below, above = (100 * int(count) / total for count in by_half)
-    halves = f"{below:.1f} % with λ below 0.5, {above:.1f} % at 0.5 or above"
-    return f"{total:,} samples: {halves}. By branch: {', '.join(shares)}."
-
-
 def _histograms(run: Path, rule: str, run_json: dict[str, Any]) -> list[Histogram]:
     root = run / "coefficients" / rule
     listed = list(conditions(run_json))
@@ -135,7 +121,7 @@ def _histograms(run: Path, rule: str, run_json: dict[str, Any]) -> list[Histogra
         if parts(folder):
             counts = lambda_counts(folder)
             samples = sum(int(found.sum()) for found in counts.values())
-            svg = Markup(lambda_histogram(counts, f"{_slug(rule)}-{len(figures)}"))  # noqa: S704 - markup of our own
+            svg = Markup(lambda_histogram({rule: counts}, f"{_slug(rule)}-{len(figures)}"))  # noqa: S704 - markup of our own
             figures.append(Histogram(name, samples, tuple(counts), describe(counts), svg))
     return figures
 
