@@ -16,6 +16,8 @@ from pipeline.results.report.places import group_runs, sentences
 STAGE_ONE = "stage one, once per archive"
 BAR_INCHES, LINE_INCHES, MARGIN_INCHES, SCATTER_INCHES = 0.19, 0.13, 0.6, 3.6
 TICKS = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
+LINEAR = 2.0
+"""Costs up to here stand on a linear axis, further ones on a logarithmic one, with their names to the left."""
 LABEL_SHARE = 0.05
 """Distance between labels, as a share of the vertical axis."""
 
@@ -122,13 +124,18 @@ def _bars(costs: Mapping[str, Cost], runs: int) -> Figure:
             " plain models and ensemble are then read from its evidence.",
             f"Totals of {runs} runs." if runs > 1 else "",
         ),
-        description=" ".join(
-            f"{label}: {cost.passes:.2f} B ({cost.calls:,} calls)." if cost.calls else f"{label}: no forward."
-            for label, cost in costs.items()
-        ),
+        description=_describe(costs),
         svg=draw("costs", MARGIN_INCHES + sum(heights), paint),
         data=_data(costs),
     )
+
+
+def _describe(costs: Mapping[str, Cost]) -> str:
+    """Labels by what they cost, the cheapest first."""
+    by_cost: dict[str, list[str]] = {}
+    for label, cost in sorted(costs.items(), key=lambda item: item[1].passes):
+        by_cost.setdefault(f"{cost.passes:.2f} B" if cost.calls else "No forward", []).append(label)
+    return " ".join(f"{cost}: {', '.join(labels)}." for cost, labels in by_cost.items())
 
 
 def _scatter(costs: Mapping[str, Cost], accuracies: Mapping[str, float]) -> Figure:
@@ -136,6 +143,7 @@ def _scatter(costs: Mapping[str, Cost], accuracies: Mapping[str, float]) -> Figu
     points = {label: (costs[label].passes, accuracy) for label, accuracy in accuracies.items()}
     best = max(accuracies, key=lambda label: accuracies[label])
     named = [label for label in points if costs[label].method in MAIN_METHODS or label == best]
+    told = sorted(named, key=lambda label: -accuracies[label])
     low, high = min(accuracies.values()), max(accuracies.values())
     margin = max(0.08 * (high - low), 0.005)
 
@@ -148,8 +156,8 @@ def _scatter(costs: Mapping[str, Cost], accuracies: Mapping[str, float]) -> Figu
         for column in dict.fromkeys(round(points[label][0], 1) for label in named):
             members = [label for label in named if round(points[label][0], 1) == column]
             for label, height in zip(members, spread([points[label][1] for label in members], gap), strict=True):
-                _name(axes, label, points[label], height)
-        axes.set_xscale("symlog", linthresh=2, linscale=1.2)
+                _name(axes, label, points[label], height, leftward=column > LINEAR)
+        axes.set_xscale("symlog", linthresh=LINEAR, linscale=1.2)
         farthest = max(passes for passes, _ in points.values())
         axes.set_xticks([tick for tick in TICKS if tick <= max(farthest, 1)])
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -163,14 +171,12 @@ def _scatter(costs: Mapping[str, Cost], accuracies: Mapping[str, float]) -> Figu
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.1f} %")
         open_axes(axes)
 
-    order = sorted(accuracies, key=lambda label: -accuracies[label])
     return Figure(
         id="accuracy-against-cost",
         title="Accuracy against cost",
-        caption="Mean accuracy over the evaluation sets with labels. The main methods and the best one are named; methods"
-        " that look at labels are left out, and so are those that lack a set.",
-        description="Most accurate first: "
-        + "; ".join(f"{label} {100 * accuracies[label]:.2f} % at {costs[label].passes:.2f} B" for label in order)
+        caption="Mean accuracy over the evaluation sets with labels. The main methods and the best one are named;"
+        " methods that look at labels are left out, and so are those that lack a set.",
+        description="; ".join(f"{label} {100 * accuracies[label]:.2f} % at {points[label][0]:.2f} B" for label in told)
         + ".",
         svg=draw("accuracy-against-cost", SCATTER_INCHES, paint),
         data=_data({label: costs[label] for label in accuracies}).with_columns(
@@ -179,12 +185,13 @@ def _scatter(costs: Mapping[str, Cost], accuracies: Mapping[str, float]) -> Figu
     )
 
 
-def _name(axes: Any, label: str, point: tuple[float, float], height: float) -> None:
+def _name(axes: Any, label: str, point: tuple[float, float], height: float, *, leftward: bool) -> None:
     axes.annotate(
         label,
         point,
-        (10, height),
+        (-10 if leftward else 10, height),
         textcoords=("offset points", "data"),
+        ha="right" if leftward else "left",
         va="center",
         fontsize=SMALL,
         arrowprops={"arrowstyle": "-", "color": GRID, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 3},

@@ -1,4 +1,4 @@
-"""How the divergence goes with the ratios that earlier rules are made of, and with confidence: densities with correlations.
+"""How the divergence goes with the ratios that other rules are made of, and with confidence.
 
 After Figures 2 and 3 of T³ (arXiv 2510.27265). Which ratio R of its Eq. 3 and 4 the paper draws in Figure 2, and how it
 combines two confidences in Figure 3, we could not read; both ratios are drawn, and the mean of the two is our reading.
@@ -71,7 +71,7 @@ MEASURES = (
         "x-entropy-ratio",
         "X-entropy ratio X",
         "X = ℓ_ft / (ℓ_pt + ℓ_ft)",
-        "X of T³ Eq. 4 looks at the label: it is above 0.5 where the expert gives the true class the lower probability.",
+        "X of T³ Eq. 4 looks at the label: above 0.5 the expert gives the true class the lower probability.",
         lambda samples: samples.x_entropy_ratio,
     ),
     Measure(
@@ -135,7 +135,8 @@ def _figure(place: Place, samples: PairSamples, measure: Measure) -> Figure:
         title=f"Divergence against {measure.words} on {place.title}",
         caption=sentences(
             measure.caption,
-            "The stronger a cell's colour, the more samples, on a logarithmic scale; r is Pearson's correlation, ρ Spearman's.",
+            "The stronger a cell's colour, the more samples, on a logarithmic scale;"
+            " r is Pearson's correlation, ρ Spearman's.",
             left_out,
             place.note,
         ),

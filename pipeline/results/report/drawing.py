@@ -6,7 +6,8 @@ make it taller, not wider.
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from textwrap import fill
 from types import MappingProxyType
@@ -76,9 +77,7 @@ def colour(name: str) -> str:
 
 def stylesheet() -> str:
     """CSS that gives the figures' colours their values on light and dark ground and on paper."""
-    light, dark = (
-        "".join(f" --{name}: {values[place]};" for name, values in PALETTE.items()) for place in range(2)
-    )
+    light, dark = ("".join(f" --{name}: {values[place]};" for name, values in PALETTE.items()) for place in range(2))
     return "\n".join(
         [
             f":root {{{light} }}",
@@ -155,7 +154,7 @@ def _for_page(document: str, prefix: str) -> str:
     return root + re.sub(r"<[^>]+>", lambda tag: _for_tag(tag[0], prefix, used), re.sub(r"\n\s+<", "\n<", rest))
 
 
-def _for_tag(tag: str, prefix: str, used: Set[str]) -> str:
+def _for_tag(tag: str, prefix: str, used: AbstractSet[str]) -> str:
     """Make the ids of a tag unique on the page, or drop them, its colours the page's, and its numbers short."""
     tag = re.sub(r'\sid="([^"]*)"', lambda found: found[0] if found[1] in used else "", tag)
     tag = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", tag).replace("xlink:href", "href")

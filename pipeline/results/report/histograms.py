@@ -65,7 +65,7 @@ def describe(counts: Mapping[str, NDArray[np.int64]]) -> str:
 
 
 def lambda_histogram(panels: Mapping[str, Mapping[str, NDArray[np.int64]]], prefix: str) -> str:
-    """Draw stacked counts of λ by branch, a panel for each label, as an ``<svg>`` element; ids begin with ``prefix``."""
+    """Draw stacked counts of λ by branch, a panel for each label, as an ``<svg>`` whose ids begin with ``prefix``."""
     from matplotlib.patches import Patch
 
     branches = list(dict.fromkeys(branch for counts in panels.values() for branch in counts))

@@ -55,7 +55,7 @@ class Reliability:
 
 
 def reliability_figures(runs: Sequence[Path]) -> list[Figure]:
-    """Draw generalist, expert, ensemble, t3 and t3-batch, as far as they are there, for each evaluation set with labels.
+    """Draw the main methods, as far as they are there, for each evaluation set with labels, a panel each.
 
     Of several runs of one manifest the first seed is drawn. ``data``: method, label, confidence_low, confidence_high,
     count, mean_confidence, accuracy (null in empty bins), ece.

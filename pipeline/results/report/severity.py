@@ -89,11 +89,13 @@ def _figure(place: Place, data: pl.DataFrame) -> Figure:
     whiskers = f"Means of {seeds} training seeds; whiskers reach from the lowest seed to the highest."
     if seeds == 1:
         whiskers = "Whiskers: 95 % intervals." if has_intervals else ""
-    clean = "" if (data["severity"] == 0).any() else "The clean images are not part of this run."
+    has_clean = bool((data["severity"] == 0).any())
     return Figure(
         id=identifier,
         title=f"Accuracy by severity on {place.title}",
-        caption=sentences("Severity 0 is the clean image." if not clean else clean, whiskers),
+        caption=sentences(
+            "Severity 0 is the clean image." if has_clean else "The clean images were not scored.", whiskers
+        ),
         description=_describe(data),
         svg=_draw(identifier, data),
         data=data,
@@ -120,10 +122,8 @@ def _draw(identifier: str, data: pl.DataFrame) -> str:
     def paint(figure: Any) -> None:
         panes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes, corruption in zip(panes.flat, corruptions, strict=False):
-            lines = [
-                _line(axes, method, data.filter(pl.col("corruption").eq_missing(corruption), pl.col("method") == method))
-                for method in methods
-            ]
+            shown = data.filter(pl.col("corruption").eq_missing(corruption))
+            lines = [_line(axes, method, shown.filter(pl.col("method") == method)) for method in methods]
             axes.set_title(wrapped(corruption or "all corruptions", 26), fontsize=SMALL)
             axes.set_xticks(sorted(data["severity"].unique()))
             open_axes(axes)
