@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -22,7 +22,6 @@ app.add_typer(manifest_app, name="manifest")
 app.add_typer(bench_app, name="bench")
 
 ManifestPath = Annotated[Path, typer.Argument(metavar="MANIFEST", help="YAML file that describes the run.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, as `precompute` wrote it.")]
 Output = Annotated[Path | None, typer.Option("--output", help="Run directory to use instead of the manifest's.")]
 DataRoot = Annotated[
     Path | None, typer.Option("--data-root", help="Folder of published files; else PIPELINE_DATA_ROOT.")
@@ -231,11 +230,23 @@ def sweep(
 
 
 @app.command()
-def report(run: RunPath) -> None:
-    """Write a self-contained HTML page about a run, and print its path."""
-    from pipeline.results.report import write_report
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; several make one report.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder instead of RUN/report, or of report beside several runs.")
+    ] = None,
+    kind: Annotated[
+        Literal["html", "latex", "csv", "json"], typer.Option("--format", help="The page, or every table as a file.")
+    ] = "html",
+) -> None:
+    """Write a self-contained HTML page about one run or several, or export its tables; print the paths."""
+    from pipeline.results.report import export_tables, write_report
 
-    print(write_report(run))
+    if kind == "html":
+        print(write_report(*runs, output=output))
+        return
+    for path in export_tables(*runs, kind=kind, output=output):
+        print(path)
 
 
 @app.command()

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from pipeline.errors import RunDirectoryError
-from pipeline.results.figures import BINS, lambda_counts, lambda_histogram
 from pipeline.results.report import write_report
 from pipeline.store.files import write_json
 
@@ -181,36 +180,3 @@ def test_a_run_without_predictions_writes_no_report(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="run `pipeline infer` first"):
         write_report(run)
     assert not (run / "report").exists()
-
-
-def test_histograms_accumulate_over_parts(tmp_path: Path) -> None:
-    generator = np.random.default_rng(1)
-    lam = np.append(generator.random(500), [0.0, 1.0]).astype(np.float32)
-    branch = np.where(generator.random(502) < 0.3, "expert-confident", "none")
-    for index, chosen in enumerate(np.array_split(np.arange(502), 3)):
-        write_part(tmp_path, index, {"lambda": lam[chosen], "branch": branch[chosen].tolist()})
-    counts = lambda_counts(tmp_path)
-    assert list(counts) == ["none", "expert-confident"]
-    assert sum(counts.values()).sum() == 502
-    for name, found in counts.items():
-        expected = [
-            np.sum((lam[branch == name] * BINS).astype(int).clip(max=BINS - 1) == index) for index in range(BINS)
-        ]
-        np.testing.assert_array_equal(found, expected)
-
-
-def test_figures_are_deterministic_and_take_the_colours_of_the_page() -> None:
-    counts = {"none": np.arange(BINS), "expert-confident": np.full(BINS, 3)}
-    svg = lambda_histogram(counts, "a")
-    assert svg == lambda_histogram(counts, "a")
-    assert svg.startswith("<svg ")
-    assert svg.endswith("</svg>")
-    assert "<text" in svg
-    assert "currentColor" in svg
-    assert "var(--branch-expert-confident" in svg
-    assert not re.search(r'fill: #|"#[0-9a-f]{6}', svg)
-    assert "http" not in svg
-
-
-def test_a_figure_of_nothing_can_be_drawn() -> None:
-    assert "<svg" in lambda_histogram({}, "empty")

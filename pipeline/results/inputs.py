@@ -1,0 +1,63 @@
+"""What an evaluation depends on: the fingerprints of every part that it reads, and the settings that name things."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.results.layout import PredictionFolder, conditions, parts
+from pipeline.statistics.bootstrap import CONFIDENCE, REPLICATES, SEED
+from pipeline.store.fingerprints import Fingerprint, digest_json
+from pipeline.store.tables import read_metadata
+
+IMPLEMENTATION = "1"
+"""To be raised whenever the same predictions give other figures, or the tables other columns."""
+
+
+def evaluation_inputs(
+    run: Path,
+    run_json: Mapping[str, Any],
+    folders: Iterable[PredictionFolder],
+    described: Mapping[str, tuple[str, bool]],
+) -> Fingerprint | None:
+    """Fingerprint of the evaluation of these prediction folders, from the footers of the parts; None if one is torn.
+
+    ``described`` holds what methods are called, and whether they look at labels.
+    """
+    inputs = {
+        "implementation": IMPLEMENTATION,
+        "bootstrap": digest_json([REPLICATES, CONFIDENCE, SEED]),
+        "methods": digest_json({name: list(value) for name, value in described.items()}),
+        "conditions": digest_json(conditions(dict(run_json))),
+        "clean": digest_json({entry["name"]: entry.get("clean") for entry in _sets(run_json)}),
+    }
+    rows: dict[str, Any] = {}
+    for folder in folders:
+        stamps = _stamps(folder.path)
+        own = {
+            f"evidence of {folder.evaluation_set}": _stamps(run / "evidence" / folder.evaluation_set),
+            f"rejects of {folder.evaluation_set}": _stamps(run / "rejects" / "precompute" / folder.evaluation_set),
+            f"rejects of {folder.method} for {folder.evaluation_set}": _stamps(folder.rejects),
+        }
+        if stamps is None or any(found is None for found in own.values()):
+            return None
+        name = f"predictions of {folder.method} for {folder.evaluation_set}"
+        inputs[name] = Fingerprint({part: fingerprint for part, (fingerprint, _) in stamps.items()}).digest
+        inputs |= {key: digest_json(found) for key, found in own.items() if found}
+        rows[name] = {part: extra for part, (_, extra) in stamps.items()}
+    return Fingerprint(inputs | {"rows": digest_json(rows)})
+
+
+def _stamps(folder: Path) -> dict[str, tuple[str, dict[str, str]]] | None:
+    """Fingerprint of each part, and what else its footer says of the rows that it covers; None if one is torn."""
+    found: dict[str, tuple[str, dict[str, str]]] = {}
+    for path in parts(folder).values():
+        metadata = read_metadata(path)
+        if metadata is None:
+            return None
+        found[path.stem] = (metadata.fingerprint, metadata.extra | {"count": str(metadata.rows)})
+    return found
+
+
+def _sets(run_json: Mapping[str, Any]) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = run_json["manifest"].get("evaluation_sets", [])
+    return entries

@@ -1,0 +1,80 @@
+"""Marks: what a reader must know of a figure before trusting it, and what each sign beside a figure means."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import RunDirectoryError
+
+CHECKS_NAME = "checks.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A kind of finding: its ``code`` in tables, the ``symbol`` beside a figure, a short title and what it means."""
+
+    code: str
+    symbol: str
+    title: str
+    explanation: str
+
+
+_TABLE = (
+    Mark(
+        "leak",
+        "†",
+        "images seen in training",
+        "The set holds images, equal to the last pixel as the model sees them, that a model was trained or validated "
+        "on: accuracy on them is no evidence.",
+    ),
+    Mark(
+        "near-duplicates",
+        "‡",
+        "near copies seen in training",
+        "The set holds images that are almost those of a training or validation set (another frame of the same scene, "
+        "or the same file stored anew): accuracy on them overstates what to expect.",
+    ),
+    Mark(
+        "duplicates-within",
+        "§",
+        "images twice in the set",
+        "The set holds an image more than once: intervals that take its images as independent are too narrow.",
+    ),
+    Mark(
+        "class-names",
+        "¶",
+        "class names do not line up",
+        "The set names classes that the expert was not trained on under these names: prompts carry names only, so a "
+        "misspelt or foreign name makes a wrong answer likely.",
+    ),
+    Mark(
+        "majority-collapse",
+        "‖",
+        "one class for all images",
+        "The method answers one class for every image although several occur: its accuracy is the share of that class "
+        "and says nothing; look at balanced accuracy.",
+    ),
+)
+MARKS = {mark.code: mark for mark in _TABLE}
+
+
+def sort_codes(codes: Sequence[str]) -> list[str]:
+    """Codes in the order of the table, each once; unknown ones last."""
+    order = {code: place for place, code in enumerate(MARKS)}
+    return sorted(dict.fromkeys(codes), key=lambda code: (order.get(code, len(order)), code))
+
+
+def read_marks(run: Path) -> dict[str, list[str]]:
+    """Codes of the marks that ``pipeline check`` gave each evaluation set of a run; empty where it was not run.
+
+    A set that could not be checked is not listed. :class:`RunDirectoryError` when the file is damaged.
+    """
+    path = run / CHECKS_NAME
+    try:
+        sets = json.loads(path.read_text(encoding="utf-8"))["evaluation_sets"]
+        return {name: sort_codes(entry["marks"]) for name, entry in sets.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunDirectoryError(f"{path}: is damaged ({type(error).__name__}: {error}); run `pipeline check`") from error

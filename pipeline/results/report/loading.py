@@ -1,0 +1,65 @@
+"""Brings what was evaluated, of one run or of several, to the frames that a report is made of."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pipeline.results.marks import CHECKS_NAME, read_marks, sort_codes
+from pipeline.results.report.results import COMPARISONS, METHODS, SETS, SEVERITIES, Results, complete
+from pipeline.results.studies import Study
+
+PLACE = ("study", "evaluation_set", "method")
+
+
+def load_results(study: Study, runs: Sequence[Path], run_jsons: Sequence[Mapping[str, Any]]) -> Results:
+    """Put the frames of ``study``, made of ``runs``, and the marks that `pipeline check` left in them together."""
+    manifests = {run: {"name": run.name, **run_json["manifest"]} for run, run_json in zip(runs, run_jsons, strict=True)}
+    seeds: dict[str, list[int]] = {}
+    marks: dict[tuple[str, str], list[str]] = {}
+    for run, manifest in manifests.items():
+        name = str(manifest["name"])
+        seeds.setdefault(name, []).append(int(manifest.get("seeds", {}).get("training", 0)))
+        for evaluation_set, codes in read_marks(run).items():
+            marks.setdefault((name, evaluation_set), []).extend(codes)
+    unchecked = [str(manifest["name"]) for run, manifest in manifests.items() if not (run / CHECKS_NAME).exists()]
+    return Results(
+        studies=tuple(seeds),
+        seeds={name: tuple(found) for name, found in seeds.items()},
+        sets=_mark(complete(_with_counts(study), SETS), marks),
+        methods=complete(study.summary, METHODS),
+        comparisons=complete(study.comparisons, COMPARISONS),
+        severities=severities_over_seeds(complete(study.by_severity, SEVERITIES)),
+        unchecked=tuple(dict.fromkeys(unchecked)),
+    )
+
+
+def severities_over_seeds(frame: pl.DataFrame) -> pl.DataFrame:
+    """Average accuracy by severity over the seeds of a study (:data:`SEVERITIES`).
+
+    Of several seeds the standard deviation is given (n-1) and no interval; a single seed keeps its interval.
+    """
+    place = (*PLACE, "corruption", "severity")
+    single = pl.len() == 1
+    grouped = frame.group_by(place, maintain_order=True).agg(
+        *(pl.col(name).first() for name in ("condition", "label", "analysis_only", "samples")),
+        *(pl.col(name).mean() for name in ("accuracy", "balanced_accuracy", "err", "ece")),
+        *(pl.when(single).then(pl.col(name).first()).alias(name) for name in ("accuracy_low", "accuracy_high")),
+        pl.col("accuracy").std().alias("accuracy_sd"),
+    )
+    return complete(grouped, SEVERITIES)
+
+
+def _with_counts(study: Study) -> pl.DataFrame:
+    """Add the images that are not scored, which are the same for all seeds unless one rejected others: the most."""
+    counts = study.frame.group_by(PLACE).agg(pl.col("unlabelled", "rejected").max())
+    kept = [name for name in study.over_seeds.columns if name not in {"unlabelled", "rejected"}]
+    return study.over_seeds.select(kept).join(counts, on=PLACE, how="left", maintain_order="left")
+
+
+def _mark(sets: pl.DataFrame, marks: Mapping[tuple[str, str], Sequence[str]]) -> pl.DataFrame:
+    """Add the marks of a whole evaluation set to those of every method on it."""
+    rows = zip(sets["study"], sets["evaluation_set"], sets["marks"].to_list(), strict=True)
+    joined = [sort_codes([*(own or ()), *marks.get((study, name), ())]) for study, name, own in rows]
+    return sets.with_columns(pl.Series("marks", joined, dtype=pl.List(pl.String)))
