@@ -49,7 +49,10 @@ def test_severity_zero_is_the_clean_set_for_each_corruption(tmp_path: Path) -> N
     assert data["accuracy"].to_list() == pytest.approx([0.9, 0.85, 0.8, 0.75, 0.7, 0.65])
     assert data["accuracy_low"].null_count() == 1
     assert data["samples"].to_list() == [200] + [100] * 5
-    assert "expert under pixelate: 90.0 % at severity 0, 65.0 % at severity 5." in figure.description
+    assert (
+        "pixelate, accuracy from severity 0 to 5: generalist 70.0 to 45.0 %, expert 90.0 to 65.0 %,"
+        in figure.description
+    )
     assert "Severity 0 is the clean image. Whiskers: 95 % intervals." in figure.caption
 
 
