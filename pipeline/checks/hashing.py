@@ -5,7 +5,7 @@ Content is the SHA-256 of the prepared uint8 pixels, as archives record it. Look
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import imagehash
 import numpy as np
@@ -39,8 +39,13 @@ class HashedImages:
 
     def select(self, positions: NDArray[np.int64]) -> "HashedImages":
         """The images at ascending ``positions``."""
-        chosen = (each[positions] for each in (self.addresses, self.contents, self.looks, self.clusters))
-        return HashedImages(*chosen, self.thumbnail_sum, self.summed)
+        return replace(
+            self,
+            addresses=self.addresses[positions],
+            contents=self.contents[positions],
+            looks=self.looks[positions],
+            clusters=self.clusters[positions],
+        )
 
 
 class Hasher:

@@ -61,7 +61,8 @@ def check(manifest: Manifest, others: Sequence[Manifest] = (), settings: NearSet
         lineages = training_lineages(manifest, others)
         experts = [each for each in lineages if each.model in manifest.checkpoints and each.model != GENERALIST]
         trained, unknown = open_trained_sets(lineages, next(iter(sets.values())).archive.geometry)
-        entries, rows = {}, []
+        entries: dict[str, Any] = {}
+        rows: list[dict[str, Any]] = []
         compared = {name: _compare_with_training(each, trained, settings) for name, each in sets.items()}
         earlier: list[CheckedSet] = []
         for name, each in sets.items():
@@ -120,7 +121,7 @@ def _check_set(
         if other.images is None:
             continue
         comparison = compared[name][position]
-        labels = {"model": other.model, "other": other.name, "other_role": other.role}
+        labels: dict[str, str | None] = {"model": other.model, "other": other.name, "other_role": other.role}
         own = _rows(name, comparison, labels)
         inherited = _inherited(each, sets, {base: found[position] for base, found in compared.items()}, labels)
         rows += own + inherited
@@ -154,7 +155,7 @@ def _rows(name: str, comparison: Comparison, labels: Mapping[str, str | None]) -
 
 
 def _inherited(
-    each: CheckedSet, sets: Mapping[str, CheckedSet], by_set: Mapping[str, Comparison], labels: Mapping[str, str]
+    each: CheckedSet, sets: Mapping[str, CheckedSet], by_set: Mapping[str, Comparison], labels: Mapping[str, str | None]
 ) -> list[dict[str, Any]]:
     """What holds for the base images of a corrupted set."""
     if not each.base_of:
