@@ -406,6 +406,18 @@ def _inspect_models(manifest: Manifest, *, as_json: bool) -> None:
     print(figure)
 
 
+def _print_study(summary: Any) -> None:
+    from pipeline.results.report import write_report
+    from pipeline.results.studies import combine
+    from pipeline.results.tables import study_table
+
+    if summary.runs:
+        Console().print(study_table(combine(summary.runs)))
+        print(f"report: {write_report(*summary.runs, output=summary.folder / 'report')}")
+    for line in summary.missing:
+        print(f"missing: {line}")
+
+
 def _engine(name: EngineName, manifest: Manifest, workers: int | None) -> Any:
     from pipeline.engines.engine import choose_engine
 

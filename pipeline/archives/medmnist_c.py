@@ -110,7 +110,9 @@ def open_medmnist_c(
     missing = [f"{name}.npz" for name in wanted if name not in present]
     if missing:
         listed = ", ".join(present) or "none"
-        raise AbsentSourceError(f"{folder}: {', '.join(missing)} not there; corruptions there: {listed}; {_remedy(dataset)}")
+        raise AbsentSourceError(
+            f"{folder}: {', '.join(missing)} not there; corruptions there: {listed}; {_remedy(dataset)}"
+        )
     files = {name: NpzSource(folder / f"{name}.npz", SPLIT, names) for name in wanted}
     return MedMNISTCSource(dataset, files, severities, identity=identity, stratified=stratified)
 

@@ -60,7 +60,7 @@ class LeftOut:
 class StudySummary:
     """What a study did: the runs that are complete, and what it went on without."""
 
-    folder: str
+    folder: Path
     runs: list[Path] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
 
@@ -77,7 +77,7 @@ class StudySummary:
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
         return {
-            "folder": self.folder,
+            "folder": str(self.folder),
             "runs": [str(run) for run in self.runs],
             "missing": self.missing,
             "problems": self.problems,
@@ -125,7 +125,7 @@ def run_study(
     runs: Sequence[StudyRun], engine: EngineName, *, workers: int | None = None, allow_code: bool = False
 ) -> StudySummary:
     """Do everything that is not done yet, one run after another; a problem with one does not stop the others."""
-    summary = StudySummary(str(study_folder(runs)))
+    summary = StudySummary(study_folder(runs))
     trainings = [run.manifest for run in runs if run.manifest.finetune]
     planned = []
     for run in runs:
@@ -174,9 +174,7 @@ def _steps(
         images * len(manifest.checkpoints),
         lambda: bool(precompute(manifest, engine, allow_code=allow_code).computed),
     )
-    yield step(
-        "infer", images * methods, lambda: bool(infer(manifest, engine, allow_code=allow_code).computed)
-    )
+    yield step("infer", images * methods, lambda: bool(infer(manifest, engine, allow_code=allow_code).computed))
     yield step("evaluate", images, lambda: _evaluate(run, manifest, trainings))
 
 
@@ -199,7 +197,7 @@ def _ingest(manifest: Manifest, engine: Engine) -> bool:
 def _evaluate(run: StudyRun, manifest: Manifest, trainings: Sequence[Manifest]) -> bool:
     used = set(manifest.checkpoints.values())
     makers = [item for item in trainings if used & {item.checkpoints[name] for name in item.finetune}]
-    check(manifest, training=makers)
+    check(manifest, makers)
     kept = {item.name for item in manifest.evaluation_sets}
     left_out = {
         item.name: "; ".join(found.reason for found in _problems_with(item, manifest.data_root))
@@ -265,9 +263,13 @@ def _collisions(runs: Sequence[StudyRun]) -> list[str]:
     problems = []
     for run in runs:
         places = {"output": run.manifest.output} if run.manifest.evaluation_sets else {}
-        places |= {run.manifest.checkpoint_key(name): str(run.manifest.checkpoints[name]) for name in run.manifest.finetune}
+        places |= {
+            run.manifest.checkpoint_key(name): str(run.manifest.checkpoints[name]) for name in run.manifest.finetune
+        }
         for key, place in places.items():
             if place in written:
-                problems.append(f"{run.label}: {key} is {place}, which {written[place]} writes too; put {{seed}} into it")
+                problems.append(
+                    f"{run.label}: {key} is {place}, which {written[place]} writes too; put {{seed}} into it"
+                )
             written.setdefault(place, run.label)
     return problems

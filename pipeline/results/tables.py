@@ -8,7 +8,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.coefficients.evidence import EXPERT, GENERALIST
 from pipeline.results.ledger import LedgerRow, cost_text, ledger_rows, model_names
+from pipeline.results.studies import Study
 
 ABSENT = "–"
 
@@ -38,6 +40,32 @@ def results_table(frame: pl.DataFrame) -> Table:
 def results_json(frame: pl.DataFrame) -> list[dict[str, Any]]:
     """Rows of the metrics as JSON values, fractions unrounded and absent figures null."""
     return frame.to_dicts()
+
+
+def study_table(study: Study) -> Table:
+    """Tabulate a study: every method's mean accuracy over the sets of all studies and seeds, and by condition.
+
+    The mean has its 95 % interval; "vs gen." and "vs exp." are differences in percentage points, with a star where
+    the interval of the difference leaves out 0; "+/-" counts the sets on which a method is clearly better than generalist
+    and expert, and clearly worse than one of them. Methods that look at labels are dimmed.
+    """
+    conditions = study.over_seeds["condition"].drop_nulls().unique(maintain_order=True).to_list()
+    by_condition = study.over_seeds.group_by("label", "condition").agg(pl.col("accuracy").mean())
+    means = {(row["label"], row["condition"]): row["accuracy"] for row in by_condition.iter_rows(named=True)}
+    table = _table("Mean accuracy over all sets, studies and seeds, %", "Method", padding=0)
+    for title in ("Mean", "95 %", "vs gen.", "vs exp.", *(name.removesuffix("-novel") for name in conditions), "+/-"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in study.summary.iter_rows(named=True):
+        cells = [
+            percent(row["accuracy"]),
+            interval(row["accuracy_low"], row["accuracy_high"]),
+            *(_difference(row, f"difference_{reference}") for reference in (GENERALIST, EXPERT)),
+            *(percent(means.get((row["label"], condition)), 1) for condition in conditions),
+            f"{row['wins']}/{row['losses']}",
+        ]
+        style = "dim" if row["analysis_only"] else ""
+        table.add_row(Text(row["label"]), *(Text(cell, style=style) for cell in cells))
+    return table
 
 
 def ledger_table(run_json: Mapping[str, Any]) -> Table:
@@ -114,6 +142,15 @@ def _result_cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['predicted_classes']}/{row['classes']}",
         decimal(row["mean_lambda"]),
     ]
+
+
+def _difference(row: Mapping[str, Any], name: str) -> str:
+    """Percentage points, starred where the interval leaves out 0."""
+    if row[name] is None:
+        return ABSENT
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    is_clear = low is not None and high is not None and (low > 0 or high < 0)
+    return f"{100 * row[name]:+.2f}{'*' if is_clear else ' '}"
 
 
 def _ledger_cells(row: LedgerRow, models: list[str]) -> list[str]:

@@ -110,7 +110,9 @@ def test_a_finished_study_computes_nothing_again(undisturbed: Path, tmp_path: Pa
     }
 
 
-@pytest.mark.parametrize("at", ["archives/far/samples", "runs/cells/0/evidence/near", "runs/cells/1/predictions/t3-batch/near"])
+@pytest.mark.parametrize(
+    "at", ["archives/far/samples", "runs/cells/0/evidence/near", "runs/cells/1/predictions/t3-batch/near"]
+)
 def test_a_killed_study_goes_on_where_it_was(undisturbed: Path, tmp_path: Path, at: str) -> None:
     folder = write_study(tmp_path / "study")
     process = start_cli("study", str(folder), "--engine", "local")
@@ -168,7 +170,9 @@ def test_a_run_that_cannot_be_made_does_not_stop_the_others(tmp_path: Path, comm
 def test_seeds_that_would_write_to_one_place_are_refused(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study")
     change(folder, "cells", output="runs/cells")
-    with pytest.raises(ProblemsError, match=r"cells, seed 1: output is .* which cells, seed 0 writes too; put \{seed\}"):
+    with pytest.raises(
+        ProblemsError, match=r"cells, seed 1: output is .* which cells, seed 0 writes too; put \{seed\}"
+    ):
         plan_study([folder])
 
 
