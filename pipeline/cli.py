@@ -22,6 +22,7 @@ app.add_typer(manifest_app, name="manifest")
 app.add_typer(bench_app, name="bench")
 
 ManifestPath = Annotated[Path, typer.Argument(metavar="MANIFEST", help="YAML file that describes the run.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, as `precompute` wrote it.")]
 Output = Annotated[Path | None, typer.Option("--output", help="Run directory to use instead of the manifest's.")]
 DataRoot = Annotated[
     Path | None, typer.Option("--data-root", help="Folder of published files; else PIPELINE_DATA_ROOT.")
@@ -196,7 +197,7 @@ def study(
     allow_code: AllowCode = False,
     as_json: Json = False,
 ) -> None:
-    """Train, ingest, precompute, infer, evaluate and check every manifest at every seed, then report; resumes by itself."""
+    """Run every manifest at every seed, from training to evaluation and checks, then report; resumes by itself."""
     from pipeline.drivers.study import plan_study, run_study
 
     runs = plan_study(manifests, seeds=seeds or [], data_root=data_root)

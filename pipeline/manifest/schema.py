@@ -191,7 +191,7 @@ class Training(Section):
 class Seeds(Section):
     """Every seed of the run; ``pipeline study`` makes one run for each of ``study``, with all others set to it."""
 
-    study: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(distinct)] = [0]
+    study: Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(distinct)] = Field([0], min_length=1)
     training: Annotated[int, Field(ge=0)] = 0
     merging: Annotated[int, Field(ge=0)] = Field(0, description="what mixup draws")
     order: Annotated[int, Field(ge=0)] = Field(0, description="how a stream is reordered")

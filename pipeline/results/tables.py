@@ -46,8 +46,8 @@ def study_table(study: Study) -> Table:
     """Tabulate a study: every method's mean accuracy over the sets of all studies and seeds, and by condition.
 
     The mean has its 95 % interval; "vs gen." and "vs exp." are differences in percentage points, with a star where
-    the interval of the difference leaves out 0; "+/-" counts the sets on which a method is clearly better than generalist
-    and expert, and clearly worse than one of them. Methods that look at labels are dimmed.
+    the interval of the difference leaves out 0; "+/-" counts the sets on which a method is clearly better than
+    generalist and expert, and clearly worse than one of them. Methods that look at labels are dimmed.
     """
     conditions = study.over_seeds["condition"].drop_nulls().unique(maintain_order=True).to_list()
     by_condition = study.over_seeds.group_by("label", "condition").agg(pl.col("accuracy").mean())

@@ -1,4 +1,4 @@
-"""A study: manifests x seeds, from nothing to metrics; interrupted, incomplete, or with a problem in one of its runs."""
+"""A study: manifests x seeds, from nothing to metrics; interrupted, incomplete, or with a problem in one run."""
 
 import json
 import shutil
@@ -123,7 +123,7 @@ def test_a_killed_study_goes_on_where_it_was(undisturbed: Path, tmp_path: Path, 
     committed = modification_times(folder)
     assert committed
 
-    code, out, err = run_cli("study", str(folder), "--engine", "local")
+    code, _, err = run_cli("study", str(folder), "--engine", "local")
     assert code == 0, err
     for seed in SEEDS:
         assert_same_files(result_files(run(folder, seed)), result_files(run(undisturbed, seed)))
