@@ -95,7 +95,7 @@ def test_intervals_of_clustered_accuracies_cover_the_truth_19_times_in_20() -> N
     kinds = np.arange(clusters) % 3
     strata = stratify(named(clusters), kinds.tolist())
     single = stratify(named(clusters * size), np.repeat(kinds, size).tolist())
-    # A cluster's chance of being right is Beta(2, 1) for the first method; the second is right half as often again.
+    # A cluster's chance to be right is Beta(2, 1) for the first method; the second is right on three of four of these.
     truth, truth_difference = 2 / 3, 2 / 3 * 0.25
     covered = {"accuracy": 0, "difference": 0, "as if independent": 0}
     for _ in range(repetitions):

@@ -11,7 +11,7 @@ from pipeline.statistics.ranking import macro_auc
 
 
 def test_calibration_error_by_hand() -> None:
-    """Bins of width 1/15: two images at 0.95 of which one is right, one at 0.5 that is right, one at 0.41 that is not."""
+    """Two images in the bin of 0.95, one of them right; one at 0.5 that is right, one at 0.41 that is not."""
     confidence = np.array([0.95, 0.95, 0.5, 0.41], np.float32)
     right = np.array([True, False, True, False])
     expected = (2 * abs(0.5 - 0.95) + abs(1 - 0.5) + abs(0 - 0.41)) / 4
@@ -57,7 +57,7 @@ def test_classes_that_do_not_occur_have_no_curve() -> None:
 
 
 def test_balanced_errors_equal_the_definition_by_hand() -> None:
-    """Two corruptions, three severities: mean error over severities, over the reference's, averaged over corruptions."""
+    """Two corruptions at three severities: means over severities, their ratio, then the mean over corruptions."""
     errors = {"pixelate": [0.2, 0.3, 0.4], "jpeg": [0.1, 0.1, 0.4]}
     reference = {"pixelate": [0.5, 0.6, 0.7], "jpeg": [0.3, 0.4, 0.5]}
     assert balanced_error(errors, reference) == pytest.approx((0.3 / 0.6 + 0.2 / 0.4) / 2)
