@@ -86,7 +86,7 @@ def _over_seeds(seeds: Sequence[pl.DataFrame]) -> pl.DataFrame:
 
 def _figure(place: Place, data: pl.DataFrame) -> Figure:
     identifier = f"severity-{place.slug}"
-    seeds = int(data["seeds"].max())  # type: ignore[arg-type]
+    seeds = max(data["seeds"].to_list())
     has_intervals = bool(data["accuracy_low"].is_not_null().any())
     whiskers = f"Means of {seeds} training seeds; whiskers reach from the lowest seed to the highest."
     if seeds == 1:
@@ -107,12 +107,13 @@ def _figure(place: Place, data: pl.DataFrame) -> Figure:
 def _describe(data: pl.DataFrame) -> str:
     texts = []
     for (corruption,), rows in data.group_by("corruption", maintain_order=True):
-        first, last = rows["severity"].min(), rows["severity"].max()
+        severities = sorted(rows["severity"].to_list())
         ends = rows.group_by("label", maintain_order=True).agg(
             pl.col("accuracy").first().alias("first"), pl.col("accuracy").last().alias("last")
         )
         changes = [f"{label} {100 * start:.1f} to {100 * end:.1f} %" for label, start, end in ends.iter_rows()]
-        texts.append(f"{corruption or 'Corrupted'}, accuracy from severity {first} to {last}: {', '.join(changes)}.")
+        span = f"accuracy from severity {severities[0]} to {severities[-1]}"
+        texts.append(f"{corruption or 'Corrupted'}, {span}: {', '.join(changes)}.")
     return " ".join(texts)
 
 
