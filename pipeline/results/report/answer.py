@@ -148,6 +148,7 @@ def _sureness(results: Results, row: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _t3(results: Results) -> Iterable[str]:
+    compared = False
     for row in results.methods.iter_rows(named=True):
         method, label = row["method"], row["label"]
         if method not in T3_METHODS:
@@ -162,10 +163,16 @@ def _t3(results: Results) -> Iterable[str]:
         to_generalist = [name for name in both if generalist[name] is Verdict.WORSE]
         rest = [name for name in both if name not in {*wins, *to_expert, *to_generalist}]
         yield f"{label} wins, clearly better than both generalist and expert, on {some_of(wins, both)}."
-        yield f"{label} loses, clearly worse than the expert, on {some_of(to_expert, both)}."
-        yield f"{label} loses, clearly worse than the generalist, on {some_of(to_generalist, both)}."
+        losses = f"to the expert on {some_of(to_expert, both)}, to the generalist on {some_of(to_generalist, both)}"
+        yield f"{label} loses clearly {losses}."
         if rest:
             yield f"{label} neither wins nor loses clearly on {some_of(rest, both)}."
+        compared = True
+    if compared:
+        yield (
+            "Clearly: the 95 % interval of the difference excludes 0, one comparison at a time. The paired tests below "
+            "are corrected for the number of comparisons."
+        )
 
 
 def _other_rules(results: Results) -> Iterable[str]:

@@ -49,7 +49,8 @@ def _comparison_table(
         title=f"Against {'the ' if reference in {GENERALIST, EXPERT} else ''}{reference}",
         caption=(
             f"Difference in accuracy to {reference} on the same images, in percentage points, with its 95 % interval "
-            f"and p adjusted by Holm's method for all methods tested on the set ({tests or 'test not recorded'}).{over}"
+            f"and p adjusted by Holm's method for all methods tested on the set ({tests or 'test not recorded'}). "
+            f"Signs and intervals are for one comparison at a time.{over}"
         ),
         heading="Method",
         columns=tuple(

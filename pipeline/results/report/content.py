@@ -135,8 +135,8 @@ class Content:
         return {mark.code: mark.symbol for mark in self.marks}
 
 
-def gather(runs: Sequence[Path]) -> Content:
-    """Evaluate ``runs`` and collect results, figures and provenance.
+def gather(runs: Sequence[Path], *, figures: bool = True) -> Content:
+    """Evaluate ``runs`` and collect results and provenance; without ``figures``, nothing is drawn.
 
     Raises :class:`~pipeline.errors.RunDirectoryError` as :func:`~pipeline.results.studies.combine` does.
     """
@@ -144,19 +144,14 @@ def gather(runs: Sequence[Path]) -> Content:
     study = combine(runs)
     results = load_results(study, runs, run_jsons)
     costs = spending(run_jsons)
-    chapters = unique_ids(
-        (
-            *result_chapters(results, methods_table(results, costs)),
-            *figure_chapters(runs),
-            *gallery_chapters(disagreements(runs)),
-            *cost_chapters(costs_table(results, costs), cost_figures(runs, results.sets)),
-        )
-    )
+    chapters = result_chapters(results, methods_table(results, costs), costs_table(results, costs))
+    if figures:
+        chapters = with_figures(chapters, runs, results)
     used = used_marks(table for chapter in chapters for table in chapter.tables)
     return Content(
         name=", ".join(results.studies),
         answer=find_answer(results, costs),
-        chapters=chapters,
+        chapters=unique_ids(chapters),
         marks=tuple(mark for code, mark in MARKS.items() if code in used),
         provenance=tuple(
             provenance(run, run_json, study.frame.filter(pl.col("run") == str(run)))
@@ -165,33 +160,39 @@ def gather(runs: Sequence[Path]) -> Content:
     )
 
 
-def result_chapters(results: Results, methods: Table) -> tuple[Chapter, ...]:
-    """The chapters of tables: methods, conditions, paired tests, evaluation sets."""
+def result_chapters(results: Results, methods: Table, costs: Table | None) -> tuple[Chapter, ...]:
+    """The chapters of tables: methods, conditions, paired tests, evaluation sets, cost."""
     sets: list[Table] = []
     for study, name, _ in results.places:
         sets.append(set_table(results, study, name))
         by_severity = severity_table(results, study, name)
         sets += [by_severity] if by_severity else []
-    chapters = [Chapter("methods", "Methods", METHODS_NOTE, (methods,), tuple(difference_figures(results)))]
-    if results.labelled.height:
-        chapters.append(Chapter("conditions", "Conditions", CONDITIONS_NOTE, (conditions_table(results),)))
     tests = tuple(comparison_tables(results))
-    if tests:
-        chapters.append(Chapter("tests", "Paired tests", TESTS_NOTE, tests))
-    return (*chapters, Chapter("sets", "Evaluation sets", SETS_NOTE, tuple(sets)))
-
-
-def figure_chapters(runs: Sequence[Path]) -> tuple[Chapter, ...]:
-    """The chapters of figures, those left out for which the runs have nothing to draw."""
-    drawn = [(drawing, tuple(drawing.draw(runs))) for drawing in DRAWINGS]
-    return tuple(
-        Chapter(drawing.id, drawing.title, drawing.note, figures=figures) for drawing, figures in drawn if figures
+    chapters = (
+        Chapter("methods", "Methods", METHODS_NOTE, (methods,)),
+        Chapter("conditions", "Conditions", CONDITIONS_NOTE, (conditions_table(results),)),
+        Chapter("tests", "Paired tests", TESTS_NOTE, tests),
+        Chapter("sets", "Evaluation sets", SETS_NOTE, tuple(sets)),
+        Chapter("costs", "Cost", COSTS_NOTE, (costs,) if costs else ()),
     )
+    left_out = set() if results.labelled.height else {"conditions"}
+    return tuple(chapter for chapter in chapters if chapter.tables and chapter.id not in left_out)
 
 
-def gallery_chapters(items: Sequence[GalleryItem]) -> tuple[Chapter, ...]:
-    """The chapter of pictures; none where no run has evidence of two models."""
-    return (Chapter("gallery", "Images in dispute", GALLERY_NOTE, gallery=tuple(items)),) if items else ()
+def with_figures(chapters: Sequence[Chapter], runs: Sequence[Path], results: Results) -> tuple[Chapter, ...]:
+    """Add the figures: to the chapters of tables that they belong to, and chapters of their own before the last.
+
+    What the runs have nothing to draw for is left out.
+    """
+    beside = {"methods": difference_figures(results), "costs": cost_figures(runs, results.sets)}
+    tables = [replace(chapter, figures=tuple(beside.get(chapter.id, ()))) for chapter in chapters]
+    drawn = [
+        Chapter(drawing.id, drawing.title, drawing.note, figures=tuple(drawing.draw(runs))) for drawing in DRAWINGS
+    ]
+    drawn.append(Chapter("gallery", "Images in dispute", GALLERY_NOTE, gallery=tuple(disagreements(runs))))
+    before = [chapter for chapter in tables if chapter.id != "costs"]
+    after = [chapter for chapter in tables if chapter.id == "costs"]
+    return (*before, *(chapter for chapter in drawn if chapter.figures or chapter.gallery), *after)
 
 
 def gallery_frame(items: Sequence[GalleryItem]) -> pl.DataFrame:
@@ -207,11 +208,6 @@ def gallery_frame(items: Sequence[GalleryItem]) -> pl.DataFrame:
 
 def _answers(item: GalleryItem) -> tuple[tuple[str, Any], ...]:
     return (("generalist", item.generalist), ("expert", item.expert), ("merged", item.merged))
-
-
-def cost_chapters(table: Table | None, figures: Sequence[Figure]) -> tuple[Chapter, ...]:
-    """The chapter about forward passes; none without a ledger."""
-    return (Chapter("costs", "Cost", COSTS_NOTE, (table,), tuple(figures)),) if table else ()
 
 
 def unique_ids(chapters: Sequence[Chapter]) -> tuple[Chapter, ...]:

@@ -45,7 +45,7 @@ def write_report(*runs: Path, output: Path | None = None) -> Path:
 def export_tables(*runs: Path, kind: Literal["latex", "csv", "json"], output: Path | None = None) -> list[Path]:
     """Write every table of the report as a file ``tables/<id>`` where its page would lie; returns the paths."""
     folder = _folder(runs, output)
-    content = gather(runs)
+    content = gather(runs, figures=False)
     suffix, write = FORMATS[kind]
     paths = []
     for table in content.tables:
