@@ -395,6 +395,20 @@ def bench_memory(
     _print_json(result) if as_json else print(result["text"])
 
 
+@bench_app.command("sweep")
+def bench_sweep(
+    run: RunPath,
+    turns: Annotated[int, typer.Option("--turns", min=1, help="Interleaved measurements of each way.")] = 3,
+    folder: Annotated[Path, typer.Option("--folder", help="Scratch folder.")] = Path("runs/bench-sweep"),
+    as_json: Json = False,
+) -> None:
+    """A sweep over 24 settings against infer for its distinct batch plans, side by side."""
+    from pipeline.benchmarks.sweep_cost import sweep_cost
+
+    result = sweep_cost(run, turns, folder)
+    _print_json(result) if as_json else print(result["text"])
+
+
 def _inspect_models(manifest: Manifest, *, as_json: bool) -> None:
     from pipeline.drivers.distances import model_distances
     from pipeline.results.distances import distances_json, distances_table

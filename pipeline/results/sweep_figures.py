@@ -53,7 +53,7 @@ def sweep_figure(frame: pl.DataFrame, varied: Sequence[str]) -> str:
                 axes.set_title("\n".join([str(name), *(_named(other, value) for other, value in row.items())]))
             line[0].set_ylabel("accuracy, %")
         for axes in panels[-1]:
-            axes.set_xlabel(setting_symbol(across))
+            axes.set_xlabel("" if across == METHOD else setting_symbol(across))
         handles, labels = _legend(panels[0][0], along, looks)
         figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=min(len(labels), 2 * len(sets)))
         file = io.StringIO()
@@ -103,15 +103,15 @@ def _draw(
         points = [(place[x], 100 * y) for x, y in line.select(across, "accuracy").rows() if None not in (x, y)]
         if points:
             xs, ys = zip(*sorted(points), strict=True)
-            axes.plot(xs, ys, linewidth=1.4, markersize=4, **looks[value])
+            # A line between methods or other words would claim an order that they have not.
+            axes.plot(xs, ys, linewidth=1.4 if rows[across].dtype.is_numeric() else 0, markersize=4, **looks[value])
         for level in line.filter(pl.col(across).is_null())["accuracy"].drop_nulls():
             axes.axhline(100 * level, color=looks[value]["color"], linewidth=1.4)
     for column, (_, dashes) in PLAIN.items():
         for level in rows[column].drop_nulls().unique():
             axes.axhline(100 * level, color=INK, linewidth=1, linestyle=dashes)
-    axes.set_xticks(range(len(ticks)), [_shown(value) for value in ticks])
-    if across == METHOD:
-        axes.tick_params(axis="x", rotation=30)
+    slant: Any = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if across == METHOD else {}
+    axes.set_xticks(range(len(ticks)), [_shown(value) for value in ticks], **slant)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
