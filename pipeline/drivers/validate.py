@@ -35,21 +35,24 @@ from pipeline.stages.selection import require_code_allowed, select_methods
 from pipeline.stages.sources import open_sources, resolve_class_names
 
 
-def validate(manifest: Manifest, *, allow_code: bool = False) -> Iterator[str]:
-    """Check models, methods, prompts, sources, archives and training sets; yield what was found, a line each.
+def validate(manifest: Manifest, *, allow_code: bool = False) -> list[str]:
+    """Check models, methods, prompts, sources, archives and training sets; say what was found, a line each.
 
     A checkpoint that the manifest itself says how to make may still be absent. What the program would download is named
     with where it comes from, and not fetched: what depends on it is checked once it is there. Raises
-    :class:`ProblemsError` at the end, with every problem found, one line each.
+    :class:`ProblemsError` with every problem found, one line each, and after them everything that is to be downloaded.
     """
+    findings: list[str] = []
     problems: list[str] = []
     for check in _checks(manifest, allow_code=allow_code):
         try:
-            yield from check().splitlines()
+            findings += check().splitlines()
         except PipelineError as error:
             problems += str(error).splitlines()
     if problems:
-        raise ProblemsError(list(dict.fromkeys(problems)))
+        awaited = [line for line in findings if NOT_YET in line]
+        raise ProblemsError(list(dict.fromkeys([*problems, *awaited])))
+    return findings
 
 
 def _checks(manifest: Manifest, *, allow_code: bool) -> Iterator[Callable[[], str]]:
