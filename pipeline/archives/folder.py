@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.archives.image_files import SUFFIXES, ImageFile, digest_images, list_image, load_image
 from pipeline.archives.labels_file import read_labels_file
 from pipeline.archives.source import JSON, SourceImage
-from pipeline.errors import SourceError
+from pipeline.errors import AbsentSourceError, SourceError
 from pipeline.store.fingerprints import digest_file
 
 COMPANIONS = (".csv", ".json", ".md", ".txt")
@@ -38,7 +38,7 @@ class FolderSource:
 
     def __init__(self, path: Path, *, labels: Path | None = None, class_names: Sequence[str] | None = None) -> None:
         if not path.is_dir():
-            raise SourceError(f"{path}: no such folder; check 'path'")
+            raise AbsentSourceError(f"{path}: no such folder; check 'path'")
         self.path = path
         self._labels = labels
         if labels is None:

@@ -16,7 +16,7 @@ from pipeline.archives.hdf5 import Hdf5Images
 from pipeline.archives.image_files import digest_images, list_image, load_image
 from pipeline.archives.medimeta_layout import GROUP_COLUMN, read_groups, read_info, read_labels, read_split, split_path
 from pipeline.archives.source import JSON, SourceImage
-from pipeline.errors import SourceError
+from pipeline.errors import AbsentSourceError, SourceError
 from pipeline.store.fingerprints import digest_file
 
 PUBLISHED = "https://doi.org/10.5281/zenodo.7884735"
@@ -126,7 +126,7 @@ def find_medimeta(dataset: str, root: Path | None, data_root: Path | None) -> Pa
         raise SourceError(f"medimeta set {dataset!r}: give 'root', the folder that holds {dataset}/, or a data root")
     found = next((folder / dataset for folder in roots if (folder / dataset / "info.yaml").is_file()), None)
     if found is None:
-        raise SourceError(
+        raise AbsentSourceError(
             f"{roots[0] / dataset}: no MedIMeta data set (no info.yaml); fetch {dataset} from {PUBLISHED} and unpack "
             "it there, or give 'root'"
         )
