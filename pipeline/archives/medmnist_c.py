@@ -4,7 +4,7 @@ Each file holds ``test_images`` and ``test_labels``: the clean test set's N imag
 rows [(s-1)·N, s·N) are severity s (medmnistc's DatasetManager writes them so).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -101,61 +101,54 @@ def open_medmnist_c(
     set; of a set that it does not know, those whose files are there. Raises :class:`SourceError` for an absent folder
     or file, a fold without any corruption for this set, and class names that are neither given nor published.
     """
+    if folds is not None and dataset in MEDMNIST_C:
+        corruptions = _members("MedMNIST-C has", dataset, MEDMNIST_C[dataset], folds)
     folder = _folder(dataset, roots)
     names = class_names or published_class_names(dataset)
     if names is None:
         raise SourceError(f"{folder}: medmnist has no set {dataset!r}; give its 'class_names' in label order")
     present = sorted(path.stem for path in folder.glob("*.npz"))
-    wanted = _wanted(folder, present, corruptions, folds)
-    missing = [f"{name}.npz" for name in wanted if name not in present]
+    if not present:
+        raise SourceError(f"{folder}: holds no .npz file; {_remedy(folder)}")
+    if corruptions is None:
+        corruptions = present if folds is None else _members(f"{folder}: has", dataset, present, folds)
+    missing = [f"{name}.npz" for name in corruptions if name not in present]
     if missing:
-        listed = ", ".join(present) or "none"
-        raise SourceError(f"{folder}: {', '.join(missing)} not there; corruptions there: {listed}; {_remedy(dataset)}")
-    files = {name: NpzSource(folder / f"{name}.npz", SPLIT, names) for name in wanted}
+        listed = ", ".join(present)
+        raise SourceError(f"{folder}: {', '.join(missing)} not there; corruptions there: {listed}; {_remedy(folder)}")
+    files = {name: NpzSource(folder / f"{name}.npz", SPLIT, names) for name in corruptions}
     return MedMNISTCSource(dataset, files, severities, identity=identity, stratified=stratified)
 
 
 def _folder(dataset: str, roots: Sequence[Path]) -> Path:
     if not roots:
-        raise SourceError(f"medmnist-c set {dataset!r}: neither 'root' nor 'data_root' is given; {_remedy(dataset)}")
-    for root in roots:
-        if (root / dataset).is_dir():
-            return root / dataset
-    raise SourceError(f"{roots[0] / dataset}: no such folder; {_remedy(dataset)}")
+        raise SourceError(f"medmnist-c set {dataset!r}: neither 'root' nor 'data_root' is given; give one of them")
+    folders = [root / dataset for root in roots]
+    found = next((folder for folder in folders if folder.is_dir()), None)
+    if found is None:
+        raise SourceError(f"{folders[0]}: no such folder; {_remedy(folders[0])}")
+    return found
 
 
-def _remedy(dataset: str) -> str:
-    if dataset in MEDMNIST_C:
-        return f"unpack {dataset}.zip of MedMNIST-C ({PLACE}) so that a folder {dataset!r} lies in 'root'"
-    return f"a folder {dataset!r} of files CORRUPTION.npz must lie in 'root'"
+def _remedy(folder: Path) -> str:
+    if folder.name in MEDMNIST_C:
+        return f"get {folder.name}.zip of MedMNIST-C ({PLACE}) and unpack it to {folder}, or give another 'root'"
+    return f"put its files CORRUPTION.npz in {folder}, or give another 'root'"
 
 
-def _wanted(
-    folder: Path, present: Sequence[str], corruptions: Sequence[str] | None, folds: Sequence[str] | None
-) -> Sequence[str]:
-    dataset = folder.name
-    if corruptions is not None:
-        return corruptions
-    if folds is not None:
-        return [name for fold in folds for name in _members(folder, present, fold)]
-    if not present:
-        raise SourceError(f"{folder}: holds no .npz file; {_remedy(dataset)}")
-    return present
-
-
-def _members(folder: Path, present: Sequence[str], fold: str) -> list[str]:
-    """Corruptions of a fold, in MedMNIST-C's order."""
-    dataset = folder.name
-    known = MEDMNIST_C.get(dataset, present)
-    members = [name for name in FOLDS[fold] if name in known]
-    if members:
-        return members
-    others = [name for name, names in FOLDS.items() if set(names) & set(known)]
-    owner = "MedMNIST-C has" if dataset in MEDMNIST_C else f"{folder}: has"
-    raise SourceError(
-        f"{owner} no corruption of fold {fold!r} for {dataset!r}; it has {', '.join(others) or 'none'}; "
-        "choose another fold, or leave it out"
-    )
+def _members(owner: str, dataset: str, known: Collection[str], folds: Sequence[str]) -> list[str]:
+    """Corruptions of the folds among those ``known``, in MedMNIST-C's order."""
+    members: list[str] = []
+    for fold in folds:
+        found = [name for name in FOLDS[fold] if name in known]
+        if not found:
+            others = ", ".join(name for name, names in FOLDS.items() if set(names) & set(known))
+            raise SourceError(
+                f"{owner} no corruption of fold {fold!r} for {dataset!r}; it has {others or 'no fold'}; "
+                "choose another, or leave it out"
+            )
+        members += found
+    return members
 
 
 def _base_labels(file: NpzSource) -> NDArray[np.int64]:

@@ -178,10 +178,8 @@ class CorruptSource(Section):
         known = parameters_of(self.parameters)
         for name in self.corruptions:
             if name not in known:
-                listed = ", ".join(known)
-                raise ValueError(
-                    f"unknown corruption {name!r}{did_you_mean(name, known)}; those of {self.parameters}: {listed}"
-                )
+                near, listed = did_you_mean(name, known), ", ".join(known)
+                raise ValueError(f"corruptions: {self.parameters} has no {name!r}{near}; it has {listed}")
         return self
 
     @model_validator(mode="after")

@@ -55,7 +55,8 @@ def open_source(spec: images.SourceSpec, data_root: str | None) -> Source:
 
 def _narrowed(source: NpzSource, spec: images.MedMNISTSource | images.NpzSource) -> Source:
     """Of a file's split, what the manifest asks for: one site's share, a stratified part, and the first images."""
-    positions, identity = np.arange(len(source)), dict[str, JSON]()
+    positions = np.arange(len(source))
+    identity: dict[str, JSON] = {}
     if spec.site is not None:
         generator = np.random.default_rng(spec.site.seed)
         try:
@@ -106,7 +107,7 @@ def _open_corrupted_files(spec: images.MedMNISTCSource, data_root: str | None) -
 
 def _corrupted(base: Source, spec: images.CorruptSource) -> Source:
     if spec.stratified is not None:
-        positions = _stratified("corrupt", labels_of(base), spec.stratified)
+        positions = _stratified(f"corrupt of {spec.of.kind}", labels_of(base), spec.stratified)
         base = ChosenImages(base, positions, {"stratified": spec.stratified.model_dump()})
     return CorruptSource(base, spec.corruptions, spec.severities, parameters=spec.parameters, seed=spec.seed)
 

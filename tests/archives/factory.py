@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,29 @@ class PatchedSource:
                 yield replace(item, image=item.image.resize((1, 30_000)))
             else:
                 yield item
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedSource:
+    """Cells that say something else about themselves."""
+
+    cells: SyntheticSource
+    change: dict[str, Any]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.cells.class_names
+
+    @property
+    def identity(self) -> dict[str, JSON]:
+        return self.cells.identity
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def read(self, start: int, stop: int) -> Iterator[SourceImage]:
+        for item in self.cells.read(start, stop):
+            yield replace(item, **self.change)
 
 
 def create(path: Path, *, part_rows: int = PART_ROWS, classes: int = 4, size: int = 28) -> Archive:

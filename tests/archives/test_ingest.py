@@ -2,6 +2,7 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from pipeline.errors import ArchiveError, SourceError, StaleCacheError
 from pipeline.geometry import Geometry, image_transform, prepare_image
 from pipeline.store.tables import read_metadata
 
-from .factory import PART_ROWS, PatchedSource, create, files_of, ingest, pixels_of
+from .factory import PART_ROWS, AnnotatedSource, PatchedSource, create, files_of, ingest, pixels_of
 
 NIGHT_ONE = SyntheticSource(70, 1)
 NIGHT_TWO = SyntheticSource(33, 2)
@@ -38,6 +39,14 @@ def test_samples_say_what_is_stored(tmp_path: Path) -> None:
         }
     ]
     assert archive.samples(0)["row"].to_pylist() == list(range(32))
+
+
+@pytest.mark.parametrize("change", [{"group_id": "x"}, {"corruption": "fog"}, {"severity": 3}], ids=str)
+def test_a_parts_digest_follows_what_its_images_are(tmp_path: Path, change: dict[str, Any]) -> None:
+    plain = ingest(tmp_path / "plain", NIGHT_TWO)
+    changed = ingest(tmp_path / "changed", AnnotatedSource(NIGHT_TWO, change))
+    assert changed.part_digest(0) != plain.part_digest(0)
+    assert changed.samples(0)[next(iter(change))].unique().to_pylist() == list(change.values())
 
 
 def test_pixels_are_stored_after_the_models_own_resize(tmp_path: Path) -> None:

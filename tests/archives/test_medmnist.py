@@ -36,6 +36,16 @@ def test_real_breastmnist_is_found_in_either_folder(data_root: Path, nested: boo
     assert next(source.read(0, 1)).sample_id == "breastmnist/test/0"
 
 
+def test_an_image_is_of_one_group_at_every_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for size, suffix in ((28, ""), (224, "_224")):
+        path = tmp_path / f"breastmnist{suffix}.npz"
+        np.savez(path, test_images=np.zeros((2, size, size), np.uint8), test_labels=np.zeros(2, np.uint8))
+        monkeypatch.setitem(INFO["breastmnist"], f"MD5{suffix}", hashlib.md5(path.read_bytes()).hexdigest())
+        images = list(open_medmnist("breastmnist", "test", size, tmp_path).read(0, 2))
+        assert [image.group_id for image in images] == ["breastmnist/test/0", "breastmnist/test/1"]
+        assert [image.sample_id for image in images] == [f"breastmnist{suffix}/test/0", f"breastmnist{suffix}/test/1"]
+
+
 def test_a_file_with_another_digest_is_refused(tmp_path: Path) -> None:
     (tmp_path / "breastmnist.npz").write_bytes(b"something else")
     with pytest.raises(SourceError) as caught:
