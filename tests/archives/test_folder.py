@@ -109,6 +109,12 @@ def test_a_csv_file_lists_images_with_labels_and_groups_in_its_own_order(clinic:
     assert FolderSource(clinic, labels=labels).identity != before
 
 
+def test_a_labels_file_as_spreadsheets_save_it_is_read(clinic: Path) -> None:
+    labels = labels_file(clinic)
+    labels.write_bytes(f"\ufeffpath,label\r\n{FILES[0]},Läsion\r\n\r\n{FILES[1]},well\r\n".encode())
+    assert FolderSource(clinic, labels=labels).class_names == ("Läsion", "well")
+
+
 def test_with_class_names_labels_are_names_or_else_places(clinic: Path) -> None:
     def labels_of(*values: str, names: list[str]) -> list[int | None]:
         lines = [f"{name},{value}" for name, value in zip(FILES, values, strict=False)]

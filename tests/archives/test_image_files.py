@@ -89,8 +89,8 @@ def test_what_has_no_full_range_or_no_single_image_is_refused_with_its_reason() 
 def test_damaged_and_foreign_files_are_refused_with_a_reason_that_names_no_address() -> None:
     content = encoded(Image.fromarray(np.zeros((64, 64, 3), np.uint8)), "PNG")
     assert "OSError" in str(decode_image(content[: len(content) // 2]))
-    assert decode_image(b"%!PS-Adobe-3.0 EPSF-3.0") == "is not an image (BMP, JPEG, PNG, TIFF, WEBP)"
-    assert decode_image(b"") == decode_image(b"text")
+    assert decode_image(encoded(Image.new("L", (8, 8)), "EPS")) == "is not an image (BMP, JPEG, PNG, TIFF, WEBP)"
+    assert decode_image(b"") == decode_image(b"text") == decode_image(encoded(Image.new("L", (8, 8)), "GIF"))
 
 
 def test_files_are_digested_by_path_and_content(tmp_path: Path) -> None:
