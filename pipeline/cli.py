@@ -228,6 +228,24 @@ def inspect(
 
 
 @app.command()
+def datasets(
+    manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST...", help="Manifests whose sets are ingested.")],
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Statistics and provenance of all evaluation sets: counts per class, sizes, files, digests, licences."""
+    loaded = [load_manifest(path, data_root=data_root) for path in manifests]
+    from pipeline.drivers.datasets import list_datasets
+    from pipeline.results.dataset_tables import datasets_json, datasets_tables
+
+    found = list_datasets(loaded)
+    if as_json:
+        _print_json(datasets_json(*found))
+    else:
+        Console().print(*datasets_tables(*found), sep="\n")
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Option("--folder", help="Where the demo puts everything.")] = Path("runs/demo"),
 ) -> None:

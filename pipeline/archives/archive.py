@@ -2,7 +2,8 @@
 
     ARCHIVE/archive.json                      class names, geometry, layout, and the segments (one per listed source)
     ARCHIVE/images.zarr                       uint8 [address, H, W, 3]
-    ARCHIVE/samples/part-00000.parquet        row, sample_id, label, group_id, source, content_hash
+    ARCHIVE/samples/part-00000.parquet        row, sample_id, label, group_id, source, content_hash,
+                                              corruption, severity
     ARCHIVE/rejects/part-00000.parquet        row, sample_id, source, reason
 
 A part exists once its samples file is in place. Part p owns the addresses from p * part_rows; a source starts a new
@@ -28,6 +29,8 @@ from pipeline.store.tables import PartMetadata, PartState, part_state, read_meta
 
 FORMAT_VERSION = 1
 RECORD_NAME = "archive.json"
+# Parts written before these columns were introduced have none; they are read as nulls.
+CORRUPTION_FIELDS = (pa.field("corruption", pa.string()), pa.field("severity", pa.int32()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +161,16 @@ class Archive:
         return [part for part in range(self.parts) if not self.is_written(part)]
 
     def samples(self, part: int) -> pa.Table:
-        """Accepted images of ``part``: row, sample_id, label, group_id, source, content_hash; sorted by row."""
+        """Accepted images of ``part``: row, sample_id, label, group_id, source, content_hash, corruption, severity.
+
+        Sorted by row.
+        """
         self._check_written(self.samples_path(part), part)
-        return read_table(self.samples_path(part))
+        table = read_table(self.samples_path(part))
+        for field in CORRUPTION_FIELDS:
+            if field.name not in table.column_names:
+                table = table.append_column(field, pa.nulls(len(table), field.type))
+        return table
 
     def accepted(self, part: int) -> int:
         """Count of the accepted images of ``part``, from the file's footer: cheap."""

@@ -5,7 +5,6 @@ a killed writer leaves nothing that counts: the samples file, which makes a part
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.archives.archive import Archive, Segment
-from pipeline.archives.source import JSON, Source, SourceImage
+from pipeline.archives.archive import CORRUPTION_FIELDS, Archive, Segment
+from pipeline.archives.source import JSON, Source, SourceImage, describe_defect
 from pipeline.errors import ArchiveError, SourceError, StaleCacheError
 from pipeline.geometry import ImageTransform, image_transform, prepare_image
 from pipeline.store.fingerprints import digest_json
@@ -30,11 +29,15 @@ SAMPLES_SCHEMA = pa.schema(
         ("group_id", pa.string()),
         ("source", pa.string()),
         ("content_hash", pa.string()),
+        *CORRUPTION_FIELDS,
     ]
 )
 REJECTS_SCHEMA = pa.schema(
     [("row", pa.int64()), ("sample_id", pa.string()), ("source", pa.string()), ("reason", pa.string())]
 )
+# What of an identity names a source in messages.
+NAMING = ("kind", "file", "dataset", "folder", "task", "split", "site")
+CONTENT_COLUMNS = ("row", "sample_id", "label", "group_id", "content_hash", "corruption", "severity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,8 @@ def _fill_shard(
                 "group_id": item.group_id,
                 "source": item.source,
                 "content_hash": hashlib.sha256(prepared.tobytes()).hexdigest(),
+                "corruption": item.corruption,
+                "severity": item.severity,
             }
         )
     return offset + 1
@@ -152,13 +157,11 @@ def _prepare(item: SourceImage, transform: ImageTransform) -> npt.NDArray[np.uin
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise anything, and one bad image never stops the night
-        # An object's address in a message would make equal work give unequal bytes.
-        reason = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(error).split()))
-        return f"{type(error).__name__}: {reason}"
+        return describe_defect(error)
 
 
 def _content(archive: Archive, samples: pa.Table) -> str:
-    columns = {name: samples[name].to_pylist() for name in ("row", "sample_id", "label", "content_hash")}
+    columns = {name: samples[name].to_pylist() for name in CONTENT_COLUMNS}
     return digest_json({"geometry": archive.geometry.as_json(), **columns})
 
 
@@ -177,4 +180,4 @@ def _check_unchanged(archive: Archive, position: int, segment: Segment, source: 
 
 
 def _name(identity: Mapping[str, JSON]) -> str:
-    return " ".join(str(identity[key]) for key in ("kind", "file", "split", "site") if key in identity)
+    return " ".join(str(identity[key]) for key in NAMING if key in identity)

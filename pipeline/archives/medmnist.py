@@ -36,7 +36,21 @@ def open_medmnist(flag: str, split: str, size: int, data_root: Path | None) -> N
     if path is None:
         path = _download(url, root / file_name, md5)
     _check_digest(path, md5, url)
-    return NpzSource(path, split, [info["label"][str(index)] for index in range(len(info["label"]))])
+    return NpzSource(path, split, _class_names(info), group=flag)
+
+
+def published_class_names(flag: str) -> tuple[str, ...] | None:
+    """Names of a set's classes from the set's own metadata, in label order; None for a name that is no MedMNIST set.
+
+    Raises :class:`SourceError` for a set that is three-dimensional or multi-label.
+    """
+    from medmnist.info import INFO
+
+    return _class_names(_set_info(flag, INFO)) if flag in INFO else None
+
+
+def _class_names(info: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(info["label"][str(index)] for index in range(len(info["label"])))
 
 
 def _set_info(flag: str, known: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -41,11 +41,13 @@ class NpzSource:
 
     The stream is kept between calls of :meth:`read`: ranges read in ascending order decompress the file once, and a
     reader that goes from the first image to the last has had every byte checked against the file's own CRC.
-    Raises :class:`SourceError` for a file that is absent, damaged, or not in the layout.
+    ``group``, where given, names the set in group ids: its files of several sizes hold the same images. Raises
+    :class:`SourceError` for a file that is absent, damaged, or not in the layout.
     """
 
-    def __init__(self, path: Path, split: str, class_names: Sequence[str]) -> None:
+    def __init__(self, path: Path, split: str, class_names: Sequence[str], *, group: str | None = None) -> None:
         self.path = path
+        self._group = group
         self.split = split
         self.class_names = tuple(class_names)
         self._sha256: str | None = None
@@ -95,7 +97,7 @@ class NpzSource:
             index=index,
             sample_id=f"{self.path.stem}/{self.split}/{index}",
             label=label if known else None,
-            group_id=None,
+            group_id=None if self._group is None else f"{self._group}/{self.split}/{index}",
             source=self.path.name,
             image=Image.fromarray(pixels) if known else None,
             problem=None if known else f"label {label} is outside the {len(self.class_names)} classes",

@@ -1,5 +1,6 @@
 """What every source of images looks like to an archive: a list of fixed length, read range by range."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -16,7 +17,9 @@ class SourceImage:
     """One listed image, or the reason why it cannot be used: exactly one of ``image`` and ``problem`` is set.
 
     ``index`` is the position in the source's list. ``group_id`` ties together images that must not be treated as
-    independent (one patient, one cell under several corruptions). ``source`` is a file name or another short origin.
+    independent (one patient, one cell under several corruptions); where it is None, ``sample_id`` is the group.
+    ``source`` is a file name or another short origin. ``corruption`` and ``severity`` (1 to 5) say what was done to the
+    image; both are None for a clean one.
     """
 
     index: int
@@ -26,6 +29,8 @@ class SourceImage:
     source: str
     image: Image.Image | None
     problem: str | None
+    corruption: str | None = None
+    severity: int | None = None
 
     def __post_init__(self) -> None:
         assert (self.image is None) != (self.problem is None), "exactly one of image and problem must be set"
@@ -55,6 +60,19 @@ class Source(Protocol):
         raises :class:`pipeline.errors.SourceError`.
         """
         ...
+
+
+def describe_defect(error: Exception) -> str:
+    """Why one image cannot be used, on one line, from what a decoder raised: the same words in every process."""
+    # An object's address in a message would make equal work give unequal bytes.
+    reason = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {reason}"
+
+
+def split_by_block(start: int, stop: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """Cut ``start <= index < stop`` where blocks of ``size`` meet: block, and first and last + 1 inside it."""
+    for block in range(start // size, -(-stop // size)):
+        yield block, max(start - block * size, 0), min(stop - block * size, size)
 
 
 class FirstImages:

@@ -90,9 +90,10 @@ class SyntheticSource:
 
     def _source_image(self, index: int, label: int, pixels: npt.NDArray[np.uint8]) -> SourceImage:
         condition = self.site
-        if self.corruption is not None and self.severity > 0:
-            pixels = _CORRUPTIONS[self.corruption](pixels, self.severity, _generator(self.seed, index, 1))
-            condition = f"{self.site}-{self.corruption}-{self.severity}"
+        corruption = self.corruption if self.severity > 0 else None
+        if corruption is not None:
+            pixels = _CORRUPTIONS[corruption](pixels, self.severity, _generator(self.seed, index, 1))
+            condition = f"{self.site}-{corruption}-{self.severity}"
         return SourceImage(
             index=index,
             sample_id=f"{self.source_name}/{condition}/{self.seed}/{index}",
@@ -101,6 +102,8 @@ class SyntheticSource:
             source=self.source_name,
             image=Image.fromarray(pixels),
             problem=None,
+            corruption=corruption,
+            severity=None if corruption is None else self.severity,
         )
 
 

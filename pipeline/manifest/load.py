@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,15 @@ from pydantic_core import ErrorDetails
 
 from pipeline.errors import ManifestError, ProblemsError
 from pipeline.manifest.entries import did_you_mean
-from pipeline.manifest.images import MedMNISTSource, NpzSource, SyntheticSource
+from pipeline.manifest.images import (
+    CorruptSource,
+    FolderSource,
+    MedIMetaSource,
+    MedMNISTCSource,
+    MedMNISTSource,
+    NpzSource,
+    SyntheticSource,
+)
 from pipeline.manifest.schema import Manifest
 from pipeline.manifest.section import Section
 from pipeline.references import is_file_reference
@@ -23,7 +31,12 @@ SOURCE_KINDS: Mapping[str, type[Section]] = {
     "medmnist": MedMNISTSource,
     "npz": NpzSource,
     "synthetic": SyntheticSource,
+    "medmnist-c": MedMNISTCSource,
+    "corrupt": CorruptSource,
+    "medimeta": MedIMetaSource,
+    "folder": FolderSource,
 }
+SOURCE_PATHS = ("path", "root", "labels")
 BOUNDS = {"greater_than": (">", "gt"), "greater_than_equal": (">=", "ge"), "less_than_equal": ("<=", "le")}
 
 
@@ -114,7 +127,7 @@ def _explain(path: Path, detail: ErrorDetails) -> str:
         return f"{path}: {key} must be {sign} {str(context[name]).removesuffix('.0')}, got {detail['input']!r}"
     if kind == "union_tag_invalid":
         found = context["tag"]
-        known = list(SOURCE_KINDS)
+        known = re.findall(r"'([^']*)'", context["expected_tags"])
         return f"{path}: {key}.kind: unknown source {found!r}{did_you_mean(found, known)}; known: {', '.join(known)}"
     message = detail["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
@@ -184,6 +197,14 @@ def _with_absolute_paths(manifest: Manifest, folder: Path) -> Manifest:
         sets += training["train"] + training["validation"]
     for item in sets:
         for source in item["source"]:
-            if "path" in source:
-                source["path"] = absolute(source["path"])
+            _make_absolute(source, absolute)
     return Manifest.model_validate(data)
+
+
+def _make_absolute(source: dict[str, Any], absolute: Callable[[str], str]) -> None:
+    """Replace the paths of one source, and of the source inside it."""
+    for key in SOURCE_PATHS:
+        if source.get(key) is not None:
+            source[key] = absolute(source[key])
+    if "of" in source:
+        _make_absolute(source["of"], absolute)

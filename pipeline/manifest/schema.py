@@ -179,6 +179,13 @@ class Training(Section):
             raise ValueError(msg)
         return self
 
+    @model_validator(mode="after")
+    def _no_clean_sets(self) -> Self:
+        for item in [*self.train, *self.validation]:
+            if item.clean is not None:
+                raise ValueError(f"set {item.name!r}: clean belongs to evaluation_sets; leave it out here")
+        return self
+
 
 class Seeds(Section):
     """Every seed of the run."""
@@ -245,6 +252,18 @@ class Manifest(Section):
         if repeated:
             msg = f"evaluation_sets must have distinct names, got {', '.join(repeated)} more than once"
             raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _known_clean_sets(self) -> Self:
+        names = [item.name for item in self.evaluation_sets]
+        for item in self.evaluation_sets:
+            others = [name for name in names if name != item.name]
+            if item.clean is not None and item.clean not in others:
+                raise ValueError(
+                    f"evaluation set {item.name!r}: clean must name another evaluation set, got {item.clean!r}"
+                    f"{did_you_mean(item.clean, others)}; the others are {', '.join(others) or 'none'}"
+                )
         return self
 
     @property

@@ -47,7 +47,8 @@ def commit_batches(context: RunContext, name: str, archive: Archive, window: Win
     rows = window_rows([covered_rows(source) for source in sources])
     if part_state(path, fingerprint, rows=rows) is not PartState.COMMITTED:
         columns = None if selected.weighs_sources else ["row", "lambda"]
-        samples = pa.concat_tables(read_table(source, columns) for source in sources)
+        # Evidence of earlier parts may be older than some of its columns.
+        samples = pa.concat_tables((read_table(source, columns) for source in sources), promote_options="default")
         write_table(path, derive_batches(context, archive, window, selected, samples), fingerprint, {ROWS: rows})
 
 

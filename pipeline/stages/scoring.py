@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.archives.archive import Archive
 from pipeline.manifest.schema import Compute
 from pipeline.stages.reading import read_ahead, rows_per_read
-from pipeline.stages.tables import rejects_table
+from pipeline.stages.tables import SAMPLE_COLUMNS, rejects_table
 from pipeline.store.ledger import Ledger
 
 Score = Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]
@@ -18,7 +18,7 @@ Score = Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]
 
 @dataclass(frozen=True, slots=True)
 class PartLogits:
-    """Samples (row, sample_id, label) of a part that could be scored, logits [M, N, C] of M models, and the rejects."""
+    """Samples (``SAMPLE_COLUMNS``) of a part that could be scored, logits [M, N, C] of M models, and the rejects."""
 
     samples: pa.Table
     logits: NDArray[np.float32]
@@ -49,7 +49,7 @@ def score_part(
     Tiles are cut from the part's accepted rows, or those of them in ``rows``, in order of address. An image that
     cannot be read, or that gives a logit that is not finite, is set apart with its reason.
     """
-    samples = archive.samples(part).select(["row", "sample_id", "label"])
+    samples = archive.samples(part).select(SAMPLE_COLUMNS)
     if rows is not None:
         samples = samples.filter(pa.array(np.isin(samples["row"].to_numpy(), rows)))
     rows = samples["row"].to_numpy()

@@ -14,12 +14,13 @@ from pipeline.coefficients.rules import Branch, Coefficients
 from pipeline.coefficients.sources import WeightsPlan
 
 REJECTS_SCHEMA = pa.schema([("row", pa.int64()), ("sample_id", pa.string()), ("reason", pa.string())])
+SAMPLE_COLUMNS = ("row", "sample_id", "label", "group_id", "corruption", "severity")
 BRANCH_LABELS = [branch.label for branch in Branch]
 
 
 def evidence_table(samples: pa.Table, evidence: Evidence) -> pa.Table:
-    """Evidence of the samples (row, sample_id, label) of one part."""
-    columns = {name: samples[name] for name in ("row", "sample_id", "label")}
+    """Evidence of the samples (:data:`SAMPLE_COLUMNS`) of one part."""
+    columns = {name: samples[name] for name in SAMPLE_COLUMNS}
     columns |= {f"logits_{name}": fixed_size_lists(logits) for name, logits in evidence.logits.items()}
     columns |= {f"entropy_{name}": values.astype(np.float32) for name, values in evidence.entropies.items()}
     return pa.table(columns if evidence.js is None else columns | {"js": stored_divergence(evidence.js)})

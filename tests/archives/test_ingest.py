@@ -33,6 +33,8 @@ def test_samples_say_what_is_stored(tmp_path: Path) -> None:
             "group_id": expected.group_id,
             "source": "synthetic",
             "content_hash": hashlib.sha256(pixels_of(NIGHT_TWO)[32].tobytes()).hexdigest(),
+            "corruption": None,
+            "severity": None,
         }
     ]
     assert archive.samples(0)["row"].to_pylist() == list(range(32))
