@@ -151,7 +151,8 @@ def _scatter(costs: Mapping[str, Cost], accuracies: Mapping[str, float]) -> Figu
         axes = figure.add_subplot()
         for label, (passes, accuracy) in points.items():
             look = look_of(costs[label].method)
-            axes.plot(passes, accuracy, marker=look.marker, color=colour(look.colour), linestyle="none", markersize=5)
+            marks = {"marker": look.marker, "color": colour(look.colour), "markersize": 5}
+            axes.plot(passes, accuracy, linestyle="none", zorder=3 if label in named else 2, **marks)
         gap = LABEL_SHARE * (high - low + 2 * margin)
         for column in dict.fromkeys(round(points[label][0], 1) for label in named):
             members = [label for label in named if round(points[label][0], 1) == column]
@@ -187,7 +188,7 @@ def _scatter(costs: Mapping[str, Cost], accuracies: Mapping[str, float]) -> Figu
 
 def _name(axes: Any, label: str, point: tuple[float, float], height: float, *, leftward: bool) -> None:
     axes.annotate(
-        label,
+        wrapped(label, 24),
         point,
         (-10 if leftward else 10, height),
         textcoords=("offset points", "data"),

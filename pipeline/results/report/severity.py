@@ -13,6 +13,8 @@ from pipeline.results.report.places import Place, places, sentences
 BY_SEVERITY, METRICS = "metrics_by_severity.parquet", "metrics.parquet"
 COLUMNS = 2
 ROW_INCHES, MARGIN_INCHES, LEGEND_INCHES = 1.9, 0.6, 0.17
+APART = 0.06
+"""Distance between methods at the same severity, so that their whiskers can be told apart."""
 INTERVAL = ("accuracy_low", "accuracy_high")
 DRAWN = ("method", "label", "corruption", "severity", "samples", "accuracy", *INTERVAL)
 
@@ -84,7 +86,7 @@ def _over_seeds(seeds: Sequence[pl.DataFrame]) -> pl.DataFrame:
 
 def _figure(place: Place, data: pl.DataFrame) -> Figure:
     identifier = f"severity-{place.slug}"
-    seeds = int(data["seeds"].max())  # type: ignore[arg-type]
+    seeds = max(data["seeds"].to_list())
     has_intervals = bool(data["accuracy_low"].is_not_null().any())
     whiskers = f"Means of {seeds} training seeds; whiskers reach from the lowest seed to the highest."
     if seeds == 1:
@@ -104,12 +106,14 @@ def _figure(place: Place, data: pl.DataFrame) -> Figure:
 
 def _describe(data: pl.DataFrame) -> str:
     texts = []
-    for (corruption, label), rows in data.group_by("corruption", "label", maintain_order=True):
-        first, last = rows.row(0, named=True), rows.row(-1, named=True)
-        texts.append(
-            f"{label} under {corruption or 'corruption'}: {100 * first['accuracy']:.1f} % at severity"
-            f" {first['severity']}, {100 * last['accuracy']:.1f} % at severity {last['severity']}."
+    for (corruption,), rows in data.group_by("corruption", maintain_order=True):
+        severities = sorted(rows["severity"].to_list())
+        ends = rows.group_by("label", maintain_order=True).agg(
+            pl.col("accuracy").first().alias("first"), pl.col("accuracy").last().alias("last")
         )
+        changes = [f"{label} {100 * start:.1f} to {100 * end:.1f} %" for label, start, end in ends.iter_rows()]
+        span = f"accuracy from severity {severities[0]} to {severities[-1]}"
+        texts.append(f"{corruption or 'Corrupted'}, {span}: {', '.join(changes)}.")
     return " ".join(texts)
 
 
@@ -121,11 +125,15 @@ def _draw(identifier: str, data: pl.DataFrame) -> str:
 
     def paint(figure: Any) -> None:
         panes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-        for axes, corruption in zip(panes.flat, corruptions, strict=False):
+        for place, (axes, corruption) in enumerate(zip(panes.flat, corruptions, strict=False)):
             shown = data.filter(pl.col("corruption").eq_missing(corruption))
-            lines = [_line(axes, method, shown.filter(pl.col("method") == method)) for method in methods]
+            lines = [
+                _line(axes, method, shown.filter(pl.col("method") == method), APART * (index - (len(methods) - 1) / 2))
+                for index, method in enumerate(methods)
+            ]
             axes.set_title(wrapped(corruption or "all corruptions", 26), fontsize=SMALL)
             axes.set_xticks(sorted(data["severity"].unique()))
+            axes.tick_params(labelbottom=place + columns >= len(corruptions))
             open_axes(axes)
         for axes in panes.flat[len(corruptions) :]:
             axes.set_visible(False)
@@ -141,13 +149,14 @@ def _draw(identifier: str, data: pl.DataFrame) -> str:
     return draw(identifier, height + LEGEND_INCHES * -(-len(methods) // COLUMNS), paint)
 
 
-def _line(axes: Any, method: str, rows: pl.DataFrame) -> Any:
-    """Draw one method; the line stays whole where an interval is absent."""
+def _line(axes: Any, method: str, rows: pl.DataFrame, aside: float) -> Any:
+    """Draw one method, a little to the side of the others; the line stays whole where an interval is absent."""
     look = look_of(method)
     bounded = rows.drop_nulls(INTERVAL)
-    axes.vlines(bounded["severity"], *(bounded[bound] for bound in INTERVAL), color=colour(look.colour), linewidth=0.9)
+    bounds = (bounded[bound] for bound in INTERVAL)
+    axes.vlines(bounded["severity"] + aside, *bounds, color=colour(look.colour), linewidth=0.9)
     (line,) = axes.plot(
-        rows["severity"],
+        rows["severity"] + aside,
         rows["accuracy"],
         color=colour(look.colour),
         linestyle=look.dash,
