@@ -52,7 +52,8 @@ def _against(
         test = mcnemar(right[both] == 1, reference_right[both] == 1, cluster_N[both])
         accuracy, accuracy_reference = accuracies[method], accuracies[reference]
         known = accuracy is not None and accuracy_reference is not None
-        low, high = percentile_interval(replicates[method].accuracy_R - replicates[reference].accuracy_R)
+        drawn, drawn_reference = (replicates[name].accuracy_R.astype(np.float64) for name in (method, reference))
+        low, high = percentile_interval(drawn - drawn_reference)
         records.append(
             {
                 "evaluation_set": item.name,

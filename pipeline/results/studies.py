@@ -24,6 +24,8 @@ from pipeline.results.summary import interval_of, mean_of, summary_records
 from pipeline.statistics.bootstrap import REPLICATES
 
 AVERAGED = ("accuracy", "balanced_accuracy", "macro_auc", "ece", "err", "difference_generalist", "difference_expert")
+NAMES = ("study", "evaluation_set", "condition", "method", "label", "analysis_only")
+SHARED = (*NAMES, "samples", "unlabelled", "clusters", "classes", "majority_rate")
 REFERENCES = (GENERALIST, EXPERT)
 RUN_COLUMNS = ("study", "seed", "run")
 
@@ -159,7 +161,7 @@ def _over_seeds(
 
 def _means(rows: pl.DataFrame) -> dict[str, Any]:
     """What the seeds have in common, and means and standard deviations of what they have not."""
-    found = {name: rows[name][0] for name in rows.columns if name in OVER_SEEDS_SCHEMA.names}
+    found = {name: rows[name][0] for name in SHARED}
     found |= {name: mean_of(rows[name]) for name in (*AVERAGED, "mean_lambda", "be", "rbe")}
     found |= {f"{name}_sd": _deviation(rows[name]) for name in AVERAGED}
     marks = sorted({mark for marks in rows["marks"] for mark in marks})

@@ -16,12 +16,13 @@ ABSENT = "–"
 def results_table(frame: pl.DataFrame) -> Table:
     """Tabulate the metrics of :func:`~pipeline.results.metrics.evaluate_run`, methods grouped by evaluation set.
 
-    Accuracies are percentages with two decimals, the best of each set in bold; Err is 100 for the generalist. Methods
-    that look at labels are dimmed, and never the best.
+    Accuracies are percentages with two decimals, the best of each set in bold, the first with its 95 % interval; AUC
+    (macro) and ECE are percentages too, Err is 100 for the generalist; "Pred." counts the classes that are predicted of
+    all. Methods that look at labels are dimmed, and never the best.
     """
-    table = _table("Results by evaluation set", "Evaluation set")
-    table.add_column("Method", overflow="fold", min_width=16)
-    for title in ("Acc. %", "Bal. %", "Err", "Classes", "λ"):
+    table = _table("Results by evaluation set", "Evaluation set", padding=0)
+    table.add_column("Method", overflow="fold", min_width=14)
+    for title in ("Acc. %", "95 %", "Bal. %", "AUC", "ECE", "Err", "Pred.", "λ"):
         table.add_column(title, justify="right", no_wrap=True)
     for _, rows in frame.group_by("evaluation_set", maintain_order=True):
         best = rows.filter(~pl.col("analysis_only"))["accuracy"].max()
@@ -56,9 +57,14 @@ def ledger_table(run_json: Mapping[str, Any]) -> Table:
     return table
 
 
-def percent(value: float | None) -> str:
-    """A fraction as a percentage with two decimals, without the sign."""
-    return ABSENT if value is None else f"{100 * value:.2f}"
+def percent(value: float | None, digits: int = 2) -> str:
+    """A fraction as a percentage with a fixed number of decimals, without the sign."""
+    return ABSENT if value is None else f"{100 * value:.{digits}f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Both ends of an interval of fractions as percentages with one decimal."""
+    return ABSENT if low is None or high is None else f"{percent(low, 1)}–{percent(high, 1)}"
 
 
 def decimal(value: float | None, digits: int = 2) -> str:
@@ -71,9 +77,16 @@ def whole(value: int) -> str:
     return f"{value:,}"
 
 
-def _table(title: str, folding: str) -> Table:
+def _table(title: str, folding: str, *, padding: int = 1) -> Table:
     """An open table whose first column, ``folding``, gives way on a narrow terminal, so that no figure is ever cut."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        padding=(0, padding),
+    )
     table.add_column(folding, overflow="fold", min_width=10)
     return table
 
@@ -93,10 +106,13 @@ def _result_cells(row: Mapping[str, Any]) -> list[str]:
     return [
         row["label"] + (f" ({whole(row['rejected'])} rejected)" if row["rejected"] else ""),
         percent(row["accuracy"]),
+        interval(row["accuracy_low"], row["accuracy_high"]),
         percent(row["balanced_accuracy"]),
-        decimal(row["err"]),
+        percent(row["macro_auc"], 1),
+        percent(row["ece"], 1),
+        decimal(row["err"], 1),
         f"{row['predicted_classes']}/{row['classes']}",
-        decimal(row["mean_lambda"], 3),
+        decimal(row["mean_lambda"]),
     ]
 
 

@@ -87,6 +87,15 @@ def test_markup_in_names_is_shown_as_written(tmp_path: Path) -> None:
 def test_no_figure_is_cut_on_a_narrow_terminal(study: tuple[Path, pl.DataFrame]) -> None:
     for table in (results_table(study[1]), ledger_table(read_run(study[0]))):
         assert "…" not in shown(table, width=80)
+    wide, narrow = (shown(results_table(study[1]), width) for width in (120, 80))
+    for row in study[1].filter(pl.col("samples") > 0).iter_rows(named=True):
+        low, high = (100 * row[f"accuracy_{end}"] for end in ("low", "high"))
+        figures = [f"{100 * row['accuracy']:.2f}", f"{low:.1f}–{high:.1f}", f"{100 * row['balanced_accuracy']:.2f}"]
+        figures += [f"{100 * row['ece']:.1f}", f"{row['err']:.1f}", f"{row['predicted_classes']}/{row['classes']}"]
+        for text in (wide, narrow):
+            assert any(set(figures) <= set(line.split()) for line in text.splitlines())
+    coefficients = [[line.split()[-1] for line in text.splitlines() if " 4/4 " in line] for text in (wide, narrow)]
+    assert coefficients[0] == coefficients[1] == ["0.00", "1.00", "–", "0.61", "0.61", "0.61"] * 2
 
 
 def test_results_json_is_json_with_nulls(study: tuple[Path, pl.DataFrame]) -> None:
