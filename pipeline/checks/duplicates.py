@@ -22,6 +22,8 @@ from pipeline.checks.hashing import NO_CLUSTER, SIDE, HashedImages
 
 PAIRS_PER_BLOCK = 1 << 21
 PAIRS_PER_COMPARISON = 2048
+# By how much, in grey levels, cutting off a row and a column may bring mean colours closer.
+EDGE_SLACK = 3.0
 DETAIL_SIGMA = 2.0
 STEPS = (0.0, -0.5, 0.5, -1.0, 1.0)
 ALIGNMENTS = tuple((down, right) for down in STEPS for right in STEPS)  # in pixels of the thumbnail
@@ -150,6 +152,13 @@ def compare_thumbnails(
         kept, moved = (each[at].astype(np.float32) for each in (first_PHWC, second_PHWC))
         difference[at] = np.abs(_kept(kept, shift) - _moved(moved, shift)).mean(axis=(1, 2, 3))
     return dissimilarity, difference
+
+
+def least_difference(first_PHWC: NDArray[np.uint8], second_PHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What the ``difference`` of each pair cannot fall below but for the edges: that of mean colours, float32 [P]."""
+    colours = [each.mean(axis=(1, 2), dtype=np.float32) for each in (first_PHWC, second_PHWC)]
+    least: NDArray[np.float32] = np.abs(colours[0] - colours[1]).mean(axis=1)
+    return least
 
 
 def best_of_each(pairs: Pairs, dissimilarity: NDArray[np.float32]) -> NDArray[np.int64]:
