@@ -148,7 +148,7 @@ def at(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 def test_the_same_detail_in_another_colour_is_no_copy() -> None:
     originals = cells(10, seed=9)
-    tinted = [np.clip(pixels.astype(int) + (40, -20, 0), 0, 255).astype(np.uint8) for pixels in originals]
+    tinted = [np.clip(pixels + np.array([40, -20, 0]), 0, 255).astype(np.uint8) for pixels in originals]
     paler = [np.clip(pixels.astype(int) + 3, 0, 255).astype(np.uint8) for pixels in originals]
     assert near_pairs(tinted, originals) == set()
     assert near_pairs(paler, originals) == {(index, index) for index in range(10)}
@@ -159,11 +159,12 @@ def test_what_all_images_share_makes_no_duplicates() -> None:
     generator = np.random.default_rng(2)
     y, x = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
     disc = np.where(np.hypot(x, y) < 13, 150.0, 0.0)[..., None]
-    spots = gaussian_filter(generator.normal(0, 12, (40, SIDE, SIDE, 1)), (0, 1, 1, 0)) * (disc > 0)
+    spots = gaussian_filter(generator.normal(0, 25, (40, SIDE, SIDE, 1)), (0, 1, 1, 0)) * (disc > 0)
     images = list(np.clip(disc + spots + np.zeros(3), 0, 255).astype(np.uint8))
     assert len(near_candidates(hashed(images[:20]), hashed(images[20:]), NearSettings()).pairs)
     assert near_pairs(images[:20], images[20:]) == set()
-    assert near_pairs([jpeg(image, 95) for image in images[:20]], images) >= {(index, index) for index in range(20)}
+    brighter = [image + (image > 0).astype(np.uint8) for image in images[:20]]
+    assert near_pairs(brighter, images) == {(index, index) for index in range(20)}
 
 
 def test_mean_colours_bound_the_difference_from_below_but_for_the_edges() -> None:
