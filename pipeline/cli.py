@@ -61,6 +61,35 @@ def validate(manifest: ManifestPath, data_root: DataRoot = None, allow_code: All
 
 
 @app.command()
+def check(
+    manifest: ManifestPath,
+    training: Annotated[
+        list[Path] | None, typer.Option("--training", help="Manifest that trained some of the models; repeatable.")
+    ] = None,
+    fail_on_leak: Annotated[
+        bool, typer.Option("--fail-on-leak", help="Exit with 2 when training and evaluation share images.")
+    ] = False,
+    output: Output = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Find images that training and evaluation share, duplicates, and class names that do not line up."""
+    settings = load_manifest(manifest, output=output, data_root=data_root)
+    others = [load_manifest(path, data_root=data_root) for path in training or []]
+    from pipeline.drivers.check import check as run
+    from pipeline.results.checks import checks_lines, checks_table, has_leak
+
+    result = run(settings, others)
+    if as_json:
+        _print_json(result)
+    else:
+        Console().print(checks_table(result))
+        print("\n".join(checks_lines(result)))
+    if fail_on_leak and has_leak(result):
+        raise typer.Exit(PipelineError.exit_code)
+
+
+@app.command()
 def ingest(
     manifest: ManifestPath,
     engine: EngineOption = "ray",

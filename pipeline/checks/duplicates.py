@@ -2,7 +2,7 @@
 
 A near duplicate is found in two steps. Candidates are pairs whose perceptual hashes differ in few bits. That alone says
 little where all images look alike (a fundus photograph is a disc on black), so each candidate is compared once more, as
-thumbnails aligned by up to one pixel: what *this* image has beyond what the images of both sets have on average must
+aligned thumbnails: what *this* image has beyond what the images of both sets have on average must
 correlate, and the pixels must be close. Defaults were chosen by looking at pairs of training and test images of
 BreastMNIST (which holds many scans of the same lesion), RetinaMNIST and PBC-28 at 28 pixels, and at copies made by
 JPEG, shifts, noise and resizing: see :class:`NearSettings`.
@@ -10,6 +10,7 @@ JPEG, shifts, noise and resizing: see :class:`NearSettings`.
 Legend: P pairs, H and W the thumbnail's 32 pixels.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -21,8 +22,11 @@ from pipeline.checks.hashing import NO_CLUSTER, SIDE, HashedImages
 
 PAIRS_PER_BLOCK = 1 << 21
 PAIRS_PER_COMPARISON = 2048
+# By how much, in grey levels, cutting off a row and a column may bring mean colours closer.
+EDGE_SLACK = 3.0
 DETAIL_SIGMA = 2.0
-MAX_SHIFT = 1
+STEPS = (0.0, -0.5, 0.5, -1.0, 1.0)
+ALIGNMENTS = tuple((down, right) for down in STEPS for right in STEPS)  # in pixels of the thumbnail
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow converts to grey
 
 
@@ -30,15 +34,16 @@ LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow converts to grey
 class NearSettings:
     """When two images count as near duplicates.
 
-    ``distance``: bits of 64 in which perceptual hashes may differ for a pair to be a candidate (a 1-pixel shift at 28
-    pixels moves 8 to 14, JPEG at quality 90 up to 4). ``dissimilarity``: 1 minus the correlation of detail (unrelated
-    candidates: from 0.05 up in RetinaMNIST, 0.11 in PBC-28; JPEG at quality 90: up to 0.03). ``difference``: mean
-    absolute difference in grey levels (unrelated candidates of RetinaMNIST that pass the second: 7.5; JPEG 90: up to
-    6.8). ``candidates_per_image``: the nearest ones that are looked at, so that memory is bounded.
+    ``distance``: bits of 64 in which perceptual hashes may differ for a pair to be a candidate (JPEG at quality 90
+    changes up to 4, a shift by one pixel 8 to 14 at 28 pixels and up to 12 at 64). ``dissimilarity``: 1 minus the
+    correlation of detail (JPEG 90 at 28 pixels: up to 0.03; unrelated candidates: from 0.06 in RetinaMNIST, from 0.2
+    in PBC-28). ``difference``: mean absolute difference in grey levels, which keeps apart what differs in colour only
+    (JPEG 90 at 28 pixels: up to 6.3). ``candidates_per_image``: the nearest ones that are compared, so that memory is
+    bounded.
     """
 
     distance: int = 12
-    dissimilarity: float = 0.06
+    dissimilarity: float = 0.05
     difference: float = 7.0
     candidates_per_image: int = 256
 
@@ -127,24 +132,34 @@ def compare_thumbnails(
 
     ``total_HWC`` is the sum of the thumbnails of all ``images`` of both sets. Their mean without the pair itself is
     taken from both thumbnails, and what is smoother than a few pixels; dissimilarity is 1 minus the correlation of the
-    rest (1 where an image has no detail). Thumbnails are aligned by up to one pixel, and the difference taken there.
+    rest (1 where an image has no detail). Thumbnails are aligned first, by up to one pixel in steps of half a pixel;
+    the difference is that of the alignment with the highest correlation.
     """
     weights = np.array(LUMINANCE, dtype=np.float32)
-    first, second = first_PHWC.astype(np.float32), second_PHWC.astype(np.float32)
     rest = (total_HWC - first_PHWC - second_PHWC) / max(images - 2, 1)
-    detail_first, detail_second = _detail(first @ weights), _detail(second @ weights)
-    detail_rest = _detail(rest.astype(np.float32) @ weights)
-    dissimilarity = np.full(len(first), np.inf, dtype=np.float32)
-    difference = np.full(len(first), np.inf, dtype=np.float32)
-    for here, there in _alignments():
-        shared = detail_rest[(slice(None), *here)]
-        apart = 1 - _correlation(
-            detail_first[(slice(None), *here)] - shared, detail_second[(slice(None), *there)] - shared
+    details = [_detail(each.astype(np.float32) @ weights) for each in (first_PHWC, second_PHWC, rest)]
+    dissimilarity = np.full(len(first_PHWC), np.inf, dtype=np.float32)
+    alignment = np.zeros(len(first_PHWC), dtype=np.int64)
+    for number, shift in enumerate(ALIGNMENTS):
+        # The rest stays where the first image is: what all images share does not move with the second.
+        kept, rest_kept = _kept(details[0], shift), _kept(details[2], shift)
+        apart: NDArray[np.float32] = np.float32(1) - _correlation(
+            kept - rest_kept, _moved(details[1], shift) - rest_kept
         )
-        pixels = np.abs(first[(slice(None), *here)] - second[(slice(None), *there)]).mean(axis=(1, 2, 3))
         better = apart < dissimilarity
-        dissimilarity, difference = np.where(better, apart, dissimilarity), np.where(better, pixels, difference)
+        dissimilarity, alignment = np.where(better, apart, dissimilarity), np.where(better, number, alignment)
+    difference = np.empty(len(first_PHWC), dtype=np.float32)
+    for number, shift in enumerate(ALIGNMENTS):
+        at = np.flatnonzero(alignment == number)
+        kept, moved = (each[at].astype(np.float32) for each in (first_PHWC, second_PHWC))
+        difference[at] = np.abs(_kept(kept, shift) - _moved(moved, shift)).mean(axis=(1, 2, 3))
     return dissimilarity, difference
+
+
+def least_difference(first_PHWC: NDArray[np.uint8], second_PHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What the ``difference`` of each pair cannot fall below but for the edges: that of mean colours, float32 [P]."""
+    colours = [each.mean(axis=(1, 2), dtype=np.float32) for each in (first_PHWC, second_PHWC)]
+    return np.abs(colours[0] - colours[1]).mean(axis=1).astype(np.float32)
 
 
 def best_of_each(pairs: Pairs, dissimilarity: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -155,7 +170,8 @@ def best_of_each(pairs: Pairs, dissimilarity: NDArray[np.float32]) -> NDArray[np
 
 
 def _unrelated(first: NDArray[np.uint64] | np.uint64, second: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    return (second == NO_CLUSTER) | (first != second)
+    unrelated: NDArray[np.bool_] = (second == NO_CLUSTER) | (first != second)
+    return unrelated
 
 
 def _blocks(rows: int, columns: int) -> Iterator[NDArray[np.int64]]:
@@ -186,13 +202,25 @@ def _correlation(first_PHW: NDArray[np.float32], second_PHW: NDArray[np.float32]
     return result
 
 
-def _alignments() -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """Where two thumbnails overlap when the second is shifted: the first's rows and columns, and the second's."""
+def _kept(images: NDArray[np.float32], shift: tuple[float, float]) -> NDArray[np.float32]:
+    """The part of an image that has a counterpart in another which is moved by ``shift``."""
+    down, right = shift
+    return images[:, _counterpart(down), _counterpart(right)]
 
-    def overlap(shift: int) -> tuple[slice, slice]:
-        return slice(max(shift, 0), SIDE + min(shift, 0)), slice(max(-shift, 0), SIDE + min(-shift, 0))
 
-    shifts = sorted(range(-MAX_SHIFT, MAX_SHIFT + 1), key=abs)
-    for rows in map(overlap, shifts):
-        for columns in map(overlap, shifts):
-            yield (rows[0], columns[0]), (rows[1], columns[1])
+def _moved(images: NDArray[np.float32], shift: tuple[float, float]) -> NDArray[np.float32]:
+    """Images moved by up to a pixel, half pixels interpolated, where :func:`_kept` keeps the other image."""
+    for axis, along in enumerate(shift, start=1):
+        kept = _counterpart(along)
+        first = kept.start - along
+        low, between = math.floor(first), first != math.floor(first)
+        positions = np.arange(low, low + kept.stop - kept.start)
+        moved = images.take(positions, axis)
+        if between:
+            moved = (moved + images.take(positions + 1, axis)) * np.float32(0.5)
+        images = moved
+    return images
+
+
+def _counterpart(along: float) -> slice:
+    return slice(max(math.ceil(along), 0), SIDE + min(math.floor(along), 0))

@@ -5,7 +5,7 @@ Content is the SHA-256 of the prepared uint8 pixels, as archives record it. Look
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import imagehash
 import numpy as np
@@ -23,7 +23,8 @@ class HashedImages:
 
     ``contents`` (S32 [N]) are SHA-256 digests, ``looks`` (uint64 [N]) perceptual hashes, ``clusters`` (uint64 [N])
     hashed cluster ids: two images of one cluster, such as a scan and its corrupted version, are no duplicates of one
-    another; :data:`NO_CLUSTER` is none. ``thumbnail_sum`` (int64 [32, 32, 3]) is the sum of all thumbnails.
+    another; :data:`NO_CLUSTER` is none. ``thumbnail_sum`` (int64 [32, 32, 3]) is the sum of ``summed`` thumbnails: of
+    the whole set, also where this is a selection from it.
     """
 
     addresses: NDArray[np.int64]
@@ -31,9 +32,20 @@ class HashedImages:
     looks: NDArray[np.uint64]
     clusters: NDArray[np.uint64]
     thumbnail_sum: NDArray[np.int64]
+    summed: int
 
     def __len__(self) -> int:
         return len(self.addresses)
+
+    def select(self, positions: NDArray[np.int64]) -> "HashedImages":
+        """The images at ascending ``positions``."""
+        return replace(
+            self,
+            addresses=self.addresses[positions],
+            contents=self.contents[positions],
+            looks=self.looks[positions],
+            clusters=self.clusters[positions],
+        )
 
 
 class Hasher:
@@ -63,6 +75,7 @@ class Hasher:
             np.array(self._looks, dtype=np.uint64),
             np.array(self._clusters, dtype=np.uint64),
             self._sum,
+            len(self._addresses),
         )
 
 
