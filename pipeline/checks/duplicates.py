@@ -22,6 +22,8 @@ from pipeline.checks.hashing import NO_CLUSTER, SIDE, HashedImages
 
 PAIRS_PER_BLOCK = 1 << 21
 PAIRS_PER_COMPARISON = 2048
+# By how much, in grey levels, cutting off a row and a column may bring mean colours closer.
+EDGE_SLACK = 3.0
 DETAIL_SIGMA = 2.0
 STEPS = (0.0, -0.5, 0.5, -1.0, 1.0)
 ALIGNMENTS = tuple((down, right) for down in STEPS for right in STEPS)  # in pixels of the thumbnail
@@ -141,7 +143,9 @@ def compare_thumbnails(
     for number, shift in enumerate(ALIGNMENTS):
         # The rest stays where the first image is: what all images share does not move with the second.
         kept, rest_kept = _kept(details[0], shift), _kept(details[2], shift)
-        apart = 1 - _correlation(kept - rest_kept, _moved(details[1], shift) - rest_kept)
+        apart: NDArray[np.float32] = np.float32(1) - _correlation(
+            kept - rest_kept, _moved(details[1], shift) - rest_kept
+        )
         better = apart < dissimilarity
         dissimilarity, alignment = np.where(better, apart, dissimilarity), np.where(better, number, alignment)
     difference = np.empty(len(first_PHWC), dtype=np.float32)
@@ -150,6 +154,12 @@ def compare_thumbnails(
         kept, moved = (each[at].astype(np.float32) for each in (first_PHWC, second_PHWC))
         difference[at] = np.abs(_kept(kept, shift) - _moved(moved, shift)).mean(axis=(1, 2, 3))
     return dissimilarity, difference
+
+
+def least_difference(first_PHWC: NDArray[np.uint8], second_PHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What the ``difference`` of each pair cannot fall below but for the edges: that of mean colours, float32 [P]."""
+    colours = [each.mean(axis=(1, 2), dtype=np.float32) for each in (first_PHWC, second_PHWC)]
+    return np.abs(colours[0] - colours[1]).mean(axis=1).astype(np.float32)
 
 
 def best_of_each(pairs: Pairs, dissimilarity: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -206,7 +216,9 @@ def _moved(images: NDArray[np.float32], shift: tuple[float, float]) -> NDArray[n
         low, between = math.floor(first), first != math.floor(first)
         positions = np.arange(low, low + kept.stop - kept.start)
         moved = images.take(positions, axis)
-        images = (moved + images.take(positions + 1, axis)) / 2 if between else moved
+        if between:
+            moved = (moved + images.take(positions + 1, axis)) * np.float32(0.5)
+        images = moved
     return images
 
 

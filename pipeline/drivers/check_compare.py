@@ -6,12 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.checks.duplicates import (
+    EDGE_SLACK,
     PAIRS_PER_COMPARISON,
     NearSettings,
     Pairs,
     best_of_each,
     compare_thumbnails,
     exact_pairs,
+    least_difference,
     near_candidates,
 )
 from pipeline.drivers.check_sets import CheckedImages
@@ -63,7 +65,7 @@ def compare_sets(
     exact = exact_pairs(here, None if second is None else there)
     found = near_candidates(here, None if second is None else there, settings)
     candidates = _at(found.pairs, chosen, chosen_second)
-    dissimilarity, difference = _measure(first, other, candidates)
+    dissimilarity, difference = _measure(first, other, candidates, settings)
     is_near = (dissimilarity <= settings.dissimilarity) & (difference <= settings.difference)
     confirmed = int(is_near.sum())
     exact = _at(exact, chosen, chosen_second)
@@ -85,9 +87,12 @@ def _at(pairs: Pairs, first: NDArray[np.int64], second: NDArray[np.int64]) -> Pa
 
 
 def _measure(
-    first: CheckedImages, second: CheckedImages, pairs: Pairs
+    first: CheckedImages, second: CheckedImages, pairs: Pairs, settings: NearSettings
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Dissimilarity and difference of each pair; only images that are in some pair are read again."""
+    """Dissimilarity and difference of each pair, infinite where colours alone rule it out.
+
+    Only images that are in some pair are read again.
+    """
     first_seen, first_at = np.unique(pairs.first, return_inverse=True)
     second_seen, second_at = np.unique(pairs.second, return_inverse=True)
     first_thumbnails = first.look(first_seen).thumbnails
@@ -95,11 +100,13 @@ def _measure(
     total, images = first.hashes.thumbnail_sum, first.hashes.summed
     if second is not first:
         total, images = total + second.hashes.thumbnail_sum, images + second.hashes.summed
-    dissimilarity, difference = np.empty(len(pairs), dtype=np.float32), np.empty(len(pairs), dtype=np.float32)
+    dissimilarity, difference = np.full((2, len(pairs)), np.inf, dtype=np.float32)
     for start in range(0, len(pairs), PAIRS_PER_COMPARISON):
-        block = slice(start, start + PAIRS_PER_COMPARISON)
-        dissimilarity[block], difference[block] = compare_thumbnails(
-            first_thumbnails[first_at[block]], second_thumbnails[second_at[block]], total, images
+        block = np.arange(start, min(start + PAIRS_PER_COMPARISON, len(pairs)))
+        one, two = first_thumbnails[first_at[block]], second_thumbnails[second_at[block]]
+        possible = least_difference(one, two) <= settings.difference + EDGE_SLACK
+        dissimilarity[block[possible]], difference[block[possible]] = compare_thumbnails(
+            one[possible], two[possible], total, images
         )
     return dissimilarity, difference
 

@@ -1,6 +1,7 @@
 """The images that a check compares: those of an archive, and those of a training set at an archive's geometry."""
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -95,7 +96,8 @@ class TrainingImages:
 
     def _prepared(self, addresses: NDArray[np.int64]) -> Iterator[tuple[int, tuple[str, NDArray[np.uint8]]]]:
         """Address, sample id and pixels of each usable image, runs of neighbours read in one go."""
-        for number, source in enumerate(self._sources):
+        # A copy has no open file: what this pass opens is closed when it ends.
+        for number, source in enumerate(deepcopy(self._sources)):
             start = int(self._starts[number])
             own = addresses[(addresses >= start) & (addresses < self._starts[number + 1])] - start
             for run in np.split(own, np.flatnonzero(np.diff(own) > 1) + 1) if len(own) else []:

@@ -77,6 +77,5 @@ def read_marks(run: Path) -> dict[str, list[str]]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunDirectoryError(
-            f"{path}: is damaged ({type(error).__name__}: {error}); run `pipeline check`"
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise RunDirectoryError(f"{path}: is damaged ({reason}); run `pipeline check` again") from error

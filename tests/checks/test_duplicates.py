@@ -11,11 +11,13 @@ from scipy.stats import pearsonr
 
 from pipeline.checks import duplicates
 from pipeline.checks.duplicates import (
+    EDGE_SLACK,
     NearSettings,
     Pairs,
     best_of_each,
     compare_thumbnails,
     exact_pairs,
+    least_difference,
     near_candidates,
 )
 from pipeline.checks.hashing import SIDE, HashedImages
@@ -142,6 +144,37 @@ def inside(shift: float) -> np.ndarray:
 def at(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     grid = RegularGridInterpolator((np.arange(SIDE), np.arange(SIDE)), image)
     return grid(tuple(np.meshgrid(rows, columns, indexing="ij")))
+
+
+def test_the_same_detail_in_another_colour_is_no_copy() -> None:
+    originals = cells(10, seed=9)
+    tinted = [np.clip(pixels + np.array([40, -20, 0]), 0, 255).astype(np.uint8) for pixels in originals]
+    paler = [np.clip(pixels.astype(int) + 3, 0, 255).astype(np.uint8) for pixels in originals]
+    assert near_pairs(tinted, originals) == set()
+    assert near_pairs(paler, originals) == {(index, index) for index in range(10)}
+
+
+def test_what_all_images_share_makes_no_duplicates() -> None:
+    """Discs on black that differ in faint spots only, as fundus photographs do."""
+    generator = np.random.default_rng(2)
+    y, x = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
+    disc = np.where(np.hypot(x, y) < 13, 150.0, 0.0)[..., None]
+    spots = gaussian_filter(generator.normal(0, 25, (40, SIDE, SIDE, 1)), (0, 1, 1, 0)) * (disc > 0)
+    images = list(np.clip(disc + spots + np.zeros(3), 0, 255).astype(np.uint8))
+    assert len(near_candidates(hashed(images[:20]), hashed(images[20:]), NearSettings()).pairs)
+    assert near_pairs(images[:20], images[20:]) == set()
+    brighter = [image + (image > 0).astype(np.uint8) for image in images[:20]]
+    assert near_pairs(brighter, images) == {(index, index) for index in range(20)}
+
+
+def test_mean_colours_bound_the_difference_from_below_but_for_the_edges() -> None:
+    first, second = (np.stack(cells(60, seed, size=SIDE)) for seed in (10, 11))
+    total = (first.astype(np.int64) + second).sum(axis=0)
+    _, difference = compare_thumbnails(first, second, total, 120)
+    least = least_difference(first, second)
+    np.testing.assert_allclose(least, np.abs(first.mean((1, 2)) - second.mean((1, 2))).mean(1), rtol=1e-5)
+    assert (least <= difference + EDGE_SLACK).all()
+    assert (least > 0).all()
 
 
 def test_images_without_detail_are_not_called_alike() -> None:

@@ -150,3 +150,13 @@ def test_costs_are_summed_over_runs() -> None:
     stage_one, t3 = spending([run, run])
     assert (stage_one.method, stage_one.calls, stage_one.samples, stage_one.per_image) == (None, 16, 256, 2.0)
     assert (t3.calls, t3.unit, t3.cost, t3.per_image, t3.seconds) == (16, 8, 2.0, 1.0, 4.0)
+
+
+def test_sets_without_an_interval_are_neither_won_nor_lost() -> None:
+    sets = [
+        set_row("a", "t3", 0.8, difference_generalist=BETTER, difference_expert=BETTER),
+        set_row("b", "t3", 0.8) | {"difference_generalist": 0.2, "difference_expert": 0.1},
+    ]
+    text = words(make_results([method_row("t3", 0.8)], sets))
+    assert "t3 cannot be compared with generalist and expert on 1 evaluation set: there is no interval." in text
+    assert "t3 wins, clearly better than both generalist and expert, on a." in text

@@ -154,9 +154,15 @@ def _t3(results: Results) -> Iterable[str]:
         if method not in T3_METHODS:
             continue
         generalist, expert = (per_set_verdicts(results, method, name) for name in (GENERALIST, EXPERT))
-        both = [name for name in generalist if name in expert]
+        both = [
+            name
+            for name, found in generalist.items()
+            if Verdict.UNKNOWN not in {found, expert.get(name, Verdict.UNKNOWN)}
+        ]
+        if len(both) < len(generalist) or not both:
+            lacking = count_sets(len(generalist) - len(both)) if generalist else "every evaluation set"
+            yield f"{label} cannot be compared with generalist and expert on {lacking}: there is no interval."
         if not both:
-            yield f"{label} was not compared with generalist and expert on any evaluation set."
             continue
         wins = [name for name in both if generalist[name] is expert[name] is Verdict.BETTER]
         to_expert = [name for name in both if expert[name] is Verdict.WORSE]

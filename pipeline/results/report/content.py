@@ -13,6 +13,7 @@ from pipeline.results.report.answer import Answer, find_answer
 from pipeline.results.report.comparison_tables import comparison_tables
 from pipeline.results.report.cost_tables import costs_table
 from pipeline.results.report.costs import cost_figures
+from pipeline.results.report.dataset_tables import dataset_tables
 from pipeline.results.report.differences import difference_figures
 from pipeline.results.report.divergence import divergence_figures
 from pipeline.results.report.figure import Figure
@@ -52,6 +53,9 @@ GALLERY_NOTE = (
     "probability that each gives, the weight λ of the expert, and what the merged model answers. They are chosen for "
     "disagreement: what is right here says nothing about how often a model is right."
 )
+DATA_NOTE = "What the evaluation sets hold, and where their images come from."
+LAST = ("costs", "data")
+"""Chapters that come after those of figures."""
 ANSWER = ("class_name", "probability")
 COSTS_NOTE = (
     "Merging online runs every source and the merged model each time: 3 B for a generalist and an expert. Here stage "
@@ -144,7 +148,8 @@ def gather(runs: Sequence[Path], *, figures: bool = True) -> Content:
     study = combine(runs)
     results = load_results(study, runs, run_jsons)
     costs = spending(run_jsons)
-    chapters = result_chapters(results, methods_table(results, costs), costs_table(results, costs))
+    about_costs, about_data = costs_table(results, costs), dataset_tables(run_jsons)
+    chapters = result_chapters(results, methods_table(results, costs), about_costs, about_data)
     if figures:
         chapters = with_figures(chapters, runs, results)
     used = used_marks(table for chapter in chapters for table in chapter.tables)
@@ -160,8 +165,10 @@ def gather(runs: Sequence[Path], *, figures: bool = True) -> Content:
     )
 
 
-def result_chapters(results: Results, methods: Table, costs: Table | None) -> tuple[Chapter, ...]:
-    """The chapters of tables: methods, conditions, paired tests, evaluation sets, cost."""
+def result_chapters(
+    results: Results, methods: Table, costs: Table | None, data: Sequence[Table]
+) -> tuple[Chapter, ...]:
+    """The chapters of tables: methods, conditions, paired tests, evaluation sets, cost, data."""
     sets: list[Table] = []
     for study, name, _ in results.places:
         sets.append(set_table(results, study, name))
@@ -174,13 +181,14 @@ def result_chapters(results: Results, methods: Table, costs: Table | None) -> tu
         Chapter("tests", "Paired tests", TESTS_NOTE, tests),
         Chapter("sets", "Evaluation sets", SETS_NOTE, tuple(sets)),
         Chapter("costs", "Cost", COSTS_NOTE, (costs,) if costs else ()),
+        Chapter("data", "Data", DATA_NOTE, tuple(data)),
     )
     left_out = set() if results.labelled.height else {"conditions"}
     return tuple(chapter for chapter in chapters if chapter.tables and chapter.id not in left_out)
 
 
 def with_figures(chapters: Sequence[Chapter], runs: Sequence[Path], results: Results) -> tuple[Chapter, ...]:
-    """Add the figures: to the chapters of tables that they belong to, and chapters of their own before the last.
+    """Add the figures: to the chapters of tables that they belong to, and chapters of their own before :data:`LAST`.
 
     What the runs have nothing to draw for is left out.
     """
@@ -190,8 +198,8 @@ def with_figures(chapters: Sequence[Chapter], runs: Sequence[Path], results: Res
         Chapter(drawing.id, drawing.title, drawing.note, figures=tuple(drawing.draw(runs))) for drawing in DRAWINGS
     ]
     drawn.append(Chapter("gallery", "Images in dispute", GALLERY_NOTE, gallery=tuple(disagreements(runs))))
-    before = [chapter for chapter in tables if chapter.id != "costs"]
-    after = [chapter for chapter in tables if chapter.id == "costs"]
+    before = [chapter for chapter in tables if chapter.id not in LAST]
+    after = [chapter for chapter in tables if chapter.id in LAST]
     return (*before, *(chapter for chapter in drawn if chapter.figures or chapter.gallery), *after)
 
 

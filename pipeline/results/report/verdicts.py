@@ -64,7 +64,8 @@ class Difference:
             case Verdict.UNCLEAR:
                 return f"not clearly different from the {reference}"
             case Verdict.UNKNOWN:
-                return f"{points(self.value or 0.0)} points from the {reference}, without an interval"
+                side = "below" if (self.value or 0.0) < 0 else "above"
+                return f"{100 * abs(self.value or 0.0):.2f} points {side} the {reference} (no interval)"
 
 
 def difference_to(row: Mapping[str, Any], reference: str) -> Difference:
@@ -119,6 +120,8 @@ def some_of(names: Sequence[str], everything: Sequence[str]) -> str:
         return f"none of {count_sets(len(everything))}" if len(everything) > 1 else "no set"
     if len(everything) == 1:
         return names[0]
+    if len(names) == len(everything):
+        return f"all {count_sets(len(everything))}"
     return f"{len(names)} of {count_sets(len(everything))} ({listed(names)})"
 
 

@@ -1,0 +1,27 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import RunDirectoryError
+from pipeline.results.marks import MARKS, read_marks, sort_codes
+
+
+def test_every_mark_has_a_symbol_of_its_own_and_says_what_it_means() -> None:
+    assert list(MARKS) == ["leak", "near-duplicates", "duplicates-within", "class-names", "majority-collapse"]
+    assert len({mark.symbol for mark in MARKS.values()}) == len(MARKS)
+    assert all(mark.title and mark.explanation.endswith(".") for mark in MARKS.values())
+
+
+def test_codes_come_in_the_order_of_the_table_each_once() -> None:
+    assert sort_codes(["class-names", "unheard-of", "leak", "class-names"]) == ["leak", "class-names", "unheard-of"]
+
+
+def test_a_run_that_was_not_checked_has_no_marks(tmp_path: Path) -> None:
+    assert read_marks(tmp_path) == {}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"evaluation_sets": {"a": {}}}'])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "checks.json").write_text(content)
+    with pytest.raises(RunDirectoryError, match=r"checks.json: is damaged .*run `pipeline check` again"):
+        read_marks(tmp_path)
