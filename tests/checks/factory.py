@@ -7,8 +7,10 @@ import numpy as np
 from PIL import Image
 
 from pipeline.archives.synthetic import SyntheticSource
-from pipeline.checks.duplicates import NearSettings, Pairs, compare_thumbnails, near_candidates
-from pipeline.checks.hashing import HashedImages, Hasher, thumbnail
+from pipeline.checks.duplicates import NearSettings
+from pipeline.checks.hashing import SIDE, HashedImages, Hasher, thumbnail
+from pipeline.drivers.check_compare import compare_sets
+from pipeline.drivers.check_sets import Looked
 
 Pixels = np.ndarray
 
@@ -37,27 +39,28 @@ def hashed(images: Sequence[Pixels], clusters: Sequence[str | None] | None = Non
     return hasher.finish()
 
 
+class ImagesInMemory:
+    """A set as the command reads it, without an archive or a source; sample ids are positions."""
+
+    def __init__(self, images: Sequence[Pixels]) -> None:
+        self._images = images
+        self.hashes = hashed(images)
+
+    def look(self, positions: np.ndarray) -> Looked:
+        thumbnails = [thumbnail(self._images[position]) for position in positions]
+        return Looked([str(position) for position in positions], np.array(thumbnails).reshape(-1, SIDE, SIDE, 3))
+
+
+def duplicates_of(first: Sequence[Pixels], second: Sequence[Pixels], kind: str) -> set[tuple[int, int]]:
+    """Positions of duplicates at default settings."""
+    one, other = ImagesInMemory(first), ImagesInMemory(second)
+    found = compare_sets(one, np.arange(len(first)), other, np.arange(len(second)), NearSettings())
+    return {(each.row, int(each.other_sample_id)) for each in found.duplicates if each.kind == kind}
+
+
 def near_pairs(first: Sequence[Pixels], second: Sequence[Pixels]) -> set[tuple[int, int]]:
-    """Confirmed near duplicates at default settings."""
-    settings = NearSettings()
-    one, two = hashed(first), hashed(second)
-    pairs = near_candidates(one, two, settings).pairs
-    dissimilarity, difference = compare(first, second, pairs, one, two)
-    near = (dissimilarity <= settings.dissimilarity) & (difference <= settings.difference)
-    return set(zip(pairs.first[near].tolist(), pairs.second[near].tolist(), strict=True))
-
-
-def compare(
-    first: Sequence[Pixels], second: Sequence[Pixels], pairs: Pairs, one: HashedImages, two: HashedImages
-) -> tuple[np.ndarray, np.ndarray]:
-    if not len(pairs):
-        return np.empty(0), np.empty(0)
-    return compare_thumbnails(
-        np.stack([thumbnail(first[at]) for at in pairs.first]),
-        np.stack([thumbnail(second[at]) for at in pairs.second]),
-        one.thumbnail_sum + two.thumbnail_sum,
-        one.summed + two.summed,
-    )
+    """Positions of near duplicates at default settings."""
+    return duplicates_of(first, second, "near")
 
 
 Alteration = Callable[[Pixels], Pixels]

@@ -21,7 +21,7 @@ from pipeline.checks.duplicates import (
     near_candidates,
 )
 from pipeline.checks.hashing import SIDE, HashedImages
-from tests.checks.factory import Alteration, cells, hashed, jpeg, near_pairs, shifted
+from tests.checks.factory import Alteration, cells, duplicates_of, hashed, jpeg, near_pairs, shifted
 
 ALTERATIONS: dict[str, Alteration] = {
     "JPEG 90": jpeg,
@@ -96,6 +96,13 @@ def test_each_image_is_paired_with_the_earliest_exact_copy() -> None:
     a, b, c = cells(3, seed=6)
     pairs = exact_pairs(hashed([b, c, b]), hashed([a, b, a, b]))
     assert list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) == [(0, 1), (2, 1)]
+
+
+def test_an_image_with_an_exact_copy_is_not_listed_as_a_near_one_of_another() -> None:
+    a, b = cells(2, seed=12)
+    test, training = [a, jpeg(b)], [ALTERATIONS["a little noise"](a), a, b, ALTERATIONS["a little noise"](b)]
+    assert duplicates_of(test, training, "exact") == {(0, 1)}
+    assert {row for row, _ in near_pairs(test, training)} == {1}
 
 
 def test_k_copies_inside_a_set_are_k_minus_one_duplicates() -> None:
