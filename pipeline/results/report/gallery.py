@@ -16,7 +16,7 @@ from pipeline.archives.archive import Archive
 from pipeline.coefficients.divergence import log_softmax
 from pipeline.errors import PipelineError, one_line
 from pipeline.methods import LABELS, METHODS, RULE_NAMES
-from pipeline.results.layout import folder_names, method_labels, parts, sort_methods
+from pipeline.results.layout import method_folders, method_labels, parts, sort_methods
 from pipeline.results.report.pairs import LOGITS, has_pair, read_logits
 from pipeline.results.report.places import Place, places
 from pipeline.stages.reading import read_block
@@ -168,7 +168,7 @@ def _with_merged(place: Place, items: Sequence[GalleryItem], names: Sequence[str
     method = _merging_method(place)
     if method is None:
         return list(items)
-    label = method_labels(place.run, folder_names(place.run / "predictions"))[method]
+    label = method_labels(place.run, method_folders(place.run, place.run_json))[method]
     by_row = {item.row: item for item in items}
     for path in parts(place.run / "predictions" / method / place.evaluation_set).values():
         rows = read_table(path, ["row"])["row"].to_numpy()
@@ -186,7 +186,7 @@ def _with_merged(place: Place, items: Sequence[GalleryItem], names: Sequence[str
 def _merging_method(place: Place) -> str | None:
     """Folder of T³ at its first settings, else of the first method whose λ needs no labels, else None."""
     root = place.run / "predictions"
-    present = [name for name in folder_names(root) if parts(root / name / place.evaluation_set)]
+    present = [name for name in method_folders(place.run, place.run_json) if parts(root / name / place.evaluation_set)]
     known = {name: METHODS.get(name.split("@", maxsplit=1)[0]) for name in sort_methods(present, place.run_json)}
     merging = [
         name

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipeline.results.layout import folder_names, parts, settings
+from pipeline.results.layout import parts, read_run, rule_folders, settings
 from pipeline.results.report.drawing import INK, PALETTE, SMALL, colour, draw, open_axes, wrapped
 from pipeline.results.report.figure import Figure, counted
 from pipeline.results.report.places import Place, places, sentences, setting_labels
@@ -91,7 +91,7 @@ def branch_class(branch: str) -> str:
 def _folders(run: Path, evaluation_set: str) -> list[Path]:
     """Folders of rule t3, then of t3 rescaled, that have λ for the evaluation set."""
     root = run / "coefficients"
-    found = [root / name for name in folder_names(root) if name.split("@", maxsplit=1)[0] == RULE]
+    found = [root / name for name in rule_folders(run, read_run(run)) if name.split("@", maxsplit=1)[0] == RULE]
     found = [folder for folder in found if parts(folder / evaluation_set / "samples")]
     mapping = {folder: (settings(folder) or {}).get("settings", {}).get("mapping") for folder in found}
     plain = [folder for folder in found if mapping[folder] != "rescaled"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.results.layout import conditions, folder_names, method_labels, read_run, settings, sort_methods
+from pipeline.results.layout import conditions, method_folders, method_labels, read_run, settings, sort_methods
 from pipeline.results.report.figure import slug
 
 
@@ -77,7 +77,7 @@ def places(runs: Sequence[Path], filled: Callable[[Path, str], bool]) -> Iterato
 
 def main_methods(run: Path, run_json: dict[str, Any], names: Sequence[str]) -> dict[str, str]:
     """Folders and labels of those methods of ``names`` that the run has, each at its first settings."""
-    present = sort_methods(folder_names(run / "predictions"), run_json)
+    present = sort_methods(method_folders(run, run_json), run_json)
     labels = method_labels(run, present)
     found = {name: [method for method in present if method.split("@", maxsplit=1)[0] == name] for name in names}
     return {methods[0]: labels[methods[0]] for methods in found.values() if methods}

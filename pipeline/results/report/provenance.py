@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.results.layout import conditions, folder_names, settings, sort_methods
+from pipeline.results.layout import conditions, method_folders, rule_folders, settings, sort_methods
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def provenance(run: Path, run_json: dict[str, Any], metrics: pl.DataFrame) -> Pr
             "Class names": {
                 name: ", ".join(map(str, classes)) for name, classes in run_json.get("class_names", {}).items()
             },
-            "Settings by name": _all_settings(run),
+            "Settings by name": _all_settings(run, run_json),
         },
         fingerprints=tuple(metrics.select("evaluation_set", "label", "fingerprint").iter_rows()),
         manifest=manifest,
@@ -54,11 +54,14 @@ def _not_scored(run_json: dict[str, Any], metrics: pl.DataFrame) -> list[str]:
     return absent + [f"method {name}" for name in methods if name not in scored_methods]
 
 
-def _all_settings(run: Path) -> dict[str, Any]:
+def _all_settings(run: Path, run_json: Mapping[str, Any]) -> dict[str, Any]:
     """Settings written beside the folders of rules and methods, by ``rule <name>`` or ``method <name>``."""
     found = {
         f"{kind} {name}": settings(run / root / name)
-        for kind, root in (("rule", "coefficients"), ("method", "predictions"))
-        for name in folder_names(run / root)
+        for kind, root, names in (
+            ("rule", "coefficients", rule_folders(run, run_json)),
+            ("method", "predictions", method_folders(run, run_json)),
+        )
+        for name in names
     }
     return {name: value for name, value in found.items() if value is not None}
