@@ -250,7 +250,7 @@ def _count(items: Sequence[EvaluationSet], data_root: str | None) -> int:
 def _manifest_files(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
-        inside = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+        inside = sorted(path.glob("[!.]*.yaml")) if path.is_dir() else [path]
         if not inside:
             raise ManifestError(f"{path}: holds no manifest (*.yaml); give a manifest, or a folder of them")
         found += inside
