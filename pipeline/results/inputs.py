@@ -30,30 +30,36 @@ def evaluation_inputs(
         "conditions": digest_json(conditions(dict(run_json))),
         "clean": digest_json({entry["name"]: entry.get("clean") for entry in _sets(run_json)}),
     }
-    rows: dict[str, Any] = {}
-    for folder in folders:
-        stamps = _stamps(folder.path)
-        own = {
-            f"evidence of {folder.evaluation_set}": _stamps(run / "evidence" / folder.evaluation_set),
-            f"rejects of {folder.evaluation_set}": _stamps(run / "rejects" / "precompute" / folder.evaluation_set),
-            f"rejects of {folder.method} for {folder.evaluation_set}": _stamps(folder.rejects),
-        }
-        if stamps is None or any(found is None for found in own.values()):
-            return None
-        name = f"predictions of {folder.method} for {folder.evaluation_set}"
-        inputs[name] = Fingerprint({part: fingerprint for part, (fingerprint, _) in stamps.items()}).digest
-        inputs |= {key: digest_json(found) for key, found in own.items() if found}
-        rows[name] = {part: extra for part, (_, extra) in stamps.items()}
+    folders = list(folders)
+    others: dict[str, Path] = {}
+    for name in dict.fromkeys(folder.evaluation_set for folder in folders):
+        others[f"evidence of {name}"] = run / "evidence" / name
+        others[f"rejects of {name}"] = run / "rejects" / "precompute" / name
+    others |= {f"rejects of {folder.method} for {folder.evaluation_set}": folder.rejects for folder in folders}
+    try:
+        rows: dict[str, Any] = {}
+        for folder in folders:
+            name = f"predictions of {folder.method} for {folder.evaluation_set}"
+            stamps = _stamps(folder.path)
+            inputs[name] = Fingerprint({part: fingerprint for part, (fingerprint, _) in stamps.items()}).digest
+            rows[name] = {part: extra for part, (_, extra) in stamps.items()}
+        inputs |= {name: digest_json(found) for name, path in others.items() if (found := _stamps(path))}
+    except _TornError:
+        return None
     return Fingerprint(inputs | {"rows": digest_json(rows)})
 
 
-def _stamps(folder: Path) -> dict[str, tuple[str, dict[str, str]]] | None:
-    """Fingerprint of each part, and what else its footer says of the rows that it covers; None if one is torn."""
+class _TornError(Exception):
+    pass
+
+
+def _stamps(folder: Path) -> dict[str, tuple[str, dict[str, str]]]:
+    """Fingerprint of each part, and what else its footer says of the rows that it covers."""
     found: dict[str, tuple[str, dict[str, str]]] = {}
     for path in parts(folder).values():
         metadata = read_metadata(path)
         if metadata is None:
-            return None
+            raise _TornError
         found[path.stem] = (metadata.fingerprint, metadata.extra | {"count": str(metadata.rows)})
     return found
 
