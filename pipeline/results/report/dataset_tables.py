@@ -15,7 +15,13 @@ STATISTICS_CAPTION = (
     "Images as stored. Class counts are in the order of the class names; groups are patients or base images where the "
     "source tells them."
 )
-PROVENANCE_CAPTION = "One row for each source of a set. SHA-256 of the source's file, or over those of its files."
+PROVENANCE_CAPTION = (
+    "One row for each source of a set. The first digits of SHA-256 of the source's file, or over those of its files."
+)
+
+
+DIGITS = 16
+"""Of a digest, what tells files apart; the archive keeps all 64."""
 
 
 def dataset_tables(run_jsons: Sequence[Mapping[str, Any]]) -> list[Table]:
@@ -36,6 +42,7 @@ def dataset_tables(run_jsons: Sequence[Mapping[str, Any]]) -> list[Table]:
     if not frames:
         return []
     statistics, provenance = (pl.concat(found) for found in zip(*frames, strict=True))
+    provenance = provenance.with_columns(pl.col("sha256").str.head(DIGITS))
     gone = f" Not at hand: the archive of {', '.join(absent)}." if absent else ""
     return [
         frame_table(

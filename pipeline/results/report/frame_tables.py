@@ -38,4 +38,4 @@ def _title(name: str, kind: Kind = "text") -> str:
 def _plain(value: Any, kind: str) -> Any:
     if value is None or kind != "text":
         return value
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return (", ".join(map(str, value)) or None) if isinstance(value, list) else str(value)
