@@ -207,7 +207,7 @@ def _from_published(
     reference: str, stem: str, published: Mapping[str, Any], where: str, key: str, folder: Path | None
 ) -> Architecture:
     """Architecture of a file in the layout of the hub's ``open_clip_config.json``; ``folder`` is the one it lies in."""
-    config = published.get("model_cfg")
+    config: Any = published.get("model_cfg")
     absent = sorted({"embed_dim", "vision_cfg", "text_cfg"} - set(config if isinstance(config, dict) else ()))
     if absent:
         raise CheckpointError(

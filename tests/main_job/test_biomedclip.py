@@ -49,16 +49,16 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         },
         "prompts": {"templates": [TEMPLATE]},
         "methods": ["generalist", "expert", "t3", "t3-batch"],
-        "grouping": {"batch_size": 4},
+        "grouping": {"batch_size": 2},
         "compute": {"device": "cpu", "tile": 4},
-        "evaluation_sets": [cells(6, seed=0)],
+        "evaluation_sets": [cells(4, seed=0)],
         "finetune": {
             "expert": {
                 "init": "generalist",
-                "train": [cells(8, seed=1)],
-                "validation": [cells(4, seed=2)],
+                "train": [cells(4, seed=1)],
+                "validation": [cells(2, seed=2)],
                 "epochs": 1,
-                "batch_size": 4,
+                "batch_size": 2,
                 "learning_rate": 1e-3,
                 "threads": 1,
             }
@@ -86,7 +86,7 @@ def plain_probabilities(manifest: Manifest, lambdas: list[float]) -> np.ndarray[
         [TEMPLATE.format(name) for name in CLASSES]
     )
     rows = []
-    for lam, item in zip(lambdas, SyntheticSource(6, 0, classes=2).read(0, 6), strict=True):
+    for lam, item in zip(lambdas, SyntheticSource(4, 0, classes=2).read(0, 4), strict=True):
         model.load_state_dict(blended(states, along(lam)))
         features = model.encode_image(transform(item.image)[None], normalize=True)
         rows.append(model.logit_scale.exp() * features @ model.encode_text(tokens, normalize=True).T)

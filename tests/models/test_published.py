@@ -8,7 +8,7 @@ import huggingface_hub
 import open_clip
 import pytest
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, ProblemsError
 from pipeline.models.architectures import awaited_files, load_architecture
 from pipeline.models.published import tag_weights
 from pipeline.models.sources import load_sources
@@ -41,6 +41,21 @@ def test_a_repository_in_the_cache_is_loaded_without_a_network(snapshot: Path, t
     models = load_sources(REFERENCE, {"generalist": REFERENCE})
     assert models.states["generalist"]["logit_scale"].equal(state["logit_scale"])
     assert models.preprocessing.mean == (0.1, 0.2, 0.3)
+
+
+def test_weights_that_cannot_be_fetched_are_one_line_with_their_origin(
+    snapshot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (snapshot / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ProblemsError) as caught:
+        load_sources(REFERENCE, {"generalist": REFERENCE})
+    (line,) = caught.value.problems
+    assert line.startswith(
+        f"pair.generalist: {REFERENCE}: weights of {REFERENCE!r} cannot be fetched from the Hugging Face hub "
+        f"({REPOSITORY}) ("
+    )
+    assert line.endswith("check the network, or fetch them elsewhere and name the file")
 
 
 def test_what_a_repository_still_lacks_is_named(snapshot: Path) -> None:
