@@ -34,8 +34,9 @@ except ImportError as missing:
     message = "the ray engine needs Ray, which is not installed: pip install 'ray[data,default]', or use --engine local"
     raise EngineError(message) from missing
 
-# What the tasks that hand out descriptions may claim: almost nothing, so that actors holding every CPU starve no one.
-READ_CPUS = 0.01
+# What the tasks that hand out descriptions claim: they fit beside actors that hold all but half a CPU, and there are
+# never more than a few at once. Smaller shares let Ray start a process for each of hundreds of descriptions.
+READ_CPUS = 0.25
 # How often an item may lose its worker (a node gone, memory run out) before the run gives up; Ray itself never does.
 LOST_WORKERS = 4
 ITEM_SCHEMA = pa.schema([("evaluation_set", pa.string()), ("part", pa.int64()), ("method", pa.string())])
