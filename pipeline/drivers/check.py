@@ -114,40 +114,52 @@ def _check_set(
     settings: NearSettings,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Summary of one evaluation set and its rows of ``duplicates.parquet``, in a fixed order."""
-    name = each.item.name
-    rows: list[dict[str, Any]] = []
-    summaries = []
-    for position, other in enumerate(trained):
-        if other.images is None:
-            continue
-        comparison = compared[name][position]
-        labels: dict[str, str | None] = {"model": other.model, "other": other.name, "other_role": other.role}
-        own = _rows(name, comparison, labels)
-        inherited = _inherited(each, sets, {base: found[position] for base, found in compared.items()}, labels)
-        rows += own + inherited
-        summaries.append(
-            {"model": other.model, "set": other.name, "role": other.role, "images": len(other.images.hashes)}
-            | _counts(comparison, [*own, *inherited])
-        )
+    training, training_rows = _with_training(each, sets, trained, compared)
+    between, between_rows = _with_earlier(each, earlier, settings)
     within = compare_sets(each.images, each.own, None, each.own, settings)
-    within_rows = _rows(name, within, {"model": None, "other": name, "other_role": "within"})
-    between = []
-    for other_set in earlier:
-        comparison = compare_sets(each.images, each.own, other_set.images, other_set.own, settings)
-        labels = {"model": None, "other": other_set.item.name, "other_role": "evaluation"}
-        between_rows = _rows(name, comparison, labels)
-        rows += between_rows
-        images = len(other_set.images.hashes)
-        between.append({"set": other_set.item.name, "images": images} | _counts(comparison, between_rows))
+    within_rows = _rows(each.item.name, within, {"model": None, "other": each.item.name, "other_role": "within"})
     entry = {
         "condition": each.item.condition,
         "images": len(each.images.hashes),
         "through_base": len(each.base_of),
-        "training": summaries,
+        "training": training,
         "within": _counts(within, within_rows),
         "between": between,
     }
-    return entry, rows + within_rows
+    return entry, [*training_rows, *between_rows, *within_rows]
+
+
+def _with_training(
+    each: CheckedSet,
+    sets: Mapping[str, CheckedSet],
+    trained: Sequence[TrainedSet],
+    compared: Mapping[str, Mapping[int, Comparison]],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    summaries, rows = [], []
+    for position, other in enumerate(trained):
+        if other.images is None:
+            continue
+        comparison = compared[each.item.name][position]
+        labels = {"model": other.model, "other": other.name, "other_role": other.role}
+        found = _rows(each.item.name, comparison, labels)
+        found += _inherited(each, sets, {base: of_base[position] for base, of_base in compared.items()}, labels)
+        rows += found
+        summary = {"model": other.model, "set": other.name, "role": other.role, "images": len(other.images.hashes)}
+        summaries.append(summary | _counts(comparison, found))
+    return summaries, rows
+
+
+def _with_earlier(
+    each: CheckedSet, earlier: Sequence[CheckedSet], settings: NearSettings
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    summaries, rows = [], []
+    for other in earlier:
+        comparison = compare_sets(each.images, each.own, other.images, other.own, settings)
+        labels = {"model": None, "other": other.item.name, "other_role": "evaluation"}
+        found = _rows(each.item.name, comparison, labels)
+        rows += found
+        summaries.append({"set": other.item.name, "images": len(other.images.hashes)} | _counts(comparison, found))
+    return summaries, rows
 
 
 def _rows(name: str, comparison: Comparison, labels: Mapping[str, str | None]) -> list[dict[str, Any]]:

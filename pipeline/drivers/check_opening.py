@@ -109,7 +109,7 @@ def open_trained_sets(lineages: Sequence[Lineage], geometry: Geometry) -> tuple[
             if each.role == "training" and other.role == "validation" and other.name == each.name
             if each.images is not None and other.images is not None
         }
-        if len(counts) * 2 == len(own) and (contradiction := card_contradiction(lineage, counts)):
+        if counts and len(counts) * 2 == len(own) and (contradiction := card_contradiction(lineage, counts)):
             unknown.append({"model": lineage.model, "reason": contradiction})
         trained += own
     return trained, unknown

@@ -26,7 +26,7 @@ from pipeline.manifest import load_manifest
 from pipeline.results.marks import read_marks
 from pipeline.store.tables import read_metadata, read_table, write_table
 from tests.main_job.conftest import CommandLine
-from tests.main_job.factory import make_pair, tiny_config
+from tests.main_job.factory import tiny_config
 from tests.main_job.test_real_images import CELL_NAMES
 from tests.models.factory import write_checkpoint
 
@@ -185,6 +185,18 @@ def test_training_that_no_manifest_describes_is_unknown_by_name(folder: Path, co
     assert {each["model"] for each in result["evaluation_sets"]["cells-test"]["training"]} == {"generalist", "expert"}
 
 
+def test_a_card_alone_names_the_training_sets_but_leaves_their_images_unknown(folder: Path) -> None:
+    path = ingested(write_study(folder, finetune={}))
+    stated = [{"name": "cells", "images": 30, "val_images": 10, "class_names": [*NAMES[:3], "lymphocytes"]}]
+    for name in ("expert", "generalist"):
+        write_checkpoint(folder / f"{name}.safetensors", {}, {"training": {"sets": stated}})
+    result = check(load_manifest(path))
+    assert [each["model"] for each in result["unknown"]] == ["generalist", "expert"]
+    assert "its card lists cells (30 + 10)" in result["unknown"][1]["reason"]
+    assert result["evaluation_sets"]["cells-test"]["training"] == []
+    assert result["evaluation_sets"]["cells-test"]["marks"] == ["duplicates-within", "class-names"]
+
+
 def test_what_a_model_started_from_counts_as_its_training_too(folder: Path) -> None:
     started = training(init="base.safetensors")
     path = ingested(write_study(folder, finetune={"expert": started, "generalist": training(init="openai")}))
@@ -196,7 +208,6 @@ def test_what_a_model_started_from_counts_as_its_training_too(folder: Path) -> N
 
 def test_a_card_that_tells_of_other_training_sets_is_believed(folder: Path) -> None:
     path = ingested(write_study(folder))
-    make_pair(folder / "weights")
     sets = [{"name": "cells", "images": 30, "val_images": 10, "class_names": NAMES}]
     for name, stated in (("expert", sets), ("generalist", [*sets, {"name": "secret", "images": 5, "val_images": 1}])):
         write_checkpoint(folder / f"{name}.safetensors", {}, {"training": {"sets": stated}})
