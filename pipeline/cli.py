@@ -172,15 +172,17 @@ def evaluate(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, as `precompute` wrote them.")],
     as_json: Json = False,
 ) -> None:
-    """Accuracy, balanced accuracy and Err of every method on every evaluation set, of all runs in one table."""
+    """Metrics with 95 % intervals of every method on every evaluation set, of all runs in one table."""
     from pipeline.results.metrics import evaluate_runs
-    from pipeline.results.tables import results_json, results_table
+    from pipeline.results.tables import marks_lines, results_json, results_table
 
     frame = evaluate_runs(runs)
     if as_json:
         _print_json(results_json(frame))
-    else:
-        Console().print(results_table(frame))
+        return
+    Console().print(results_table(frame))
+    for line in marks_lines(frame):
+        print(line)
 
 
 @app.command()

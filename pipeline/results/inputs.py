@@ -18,15 +18,17 @@ def evaluation_inputs(
     run_json: Mapping[str, Any],
     folders: Iterable[PredictionFolder],
     described: Mapping[str, tuple[str, bool]],
+    marks: Mapping[str, list[str]],
 ) -> Fingerprint | None:
     """Fingerprint of the evaluation of these prediction folders, from the footers of the parts; None if one is torn.
 
-    ``described`` holds what methods are called, and whether they look at labels.
+    ``described`` holds what methods are called, and whether they look at labels, ``marks`` those of the sets.
     """
     inputs = {
         "implementation": IMPLEMENTATION,
         "bootstrap": digest_json([REPLICATES, CONFIDENCE, SEED]),
         "methods": digest_json({name: list(value) for name, value in described.items()}),
+        "marks": digest_json(dict(marks)),
         "conditions": digest_json(conditions(dict(run_json))),
         "clean": digest_json({entry["name"]: entry.get("clean") for entry in _sets(run_json)}),
     }

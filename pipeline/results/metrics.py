@@ -27,6 +27,7 @@ from pipeline.results.layout import (
     sees_labels,
 )
 from pipeline.results.levels import balanced_errors, level_records
+from pipeline.results.marks import read_marks, sort_codes
 from pipeline.results.records import counted, intervals
 from pipeline.results.resampling import Replicates
 from pipeline.results.schemas import (
@@ -76,8 +77,8 @@ def evaluate_run(run: Path) -> pl.DataFrame:
     count unlabelled rows too; ``macro_auc`` is one-vs-rest over the classes that occur, and has no interval; ``ece``
     has 15 bins of equal width; ``be`` and ``rbe`` are MedMNIST-C's for sets with corruptions, the latter where the
     manifest says which set is the clean one; ``clusters`` counts what was resampled for the 95 % intervals;
-    ``marks`` holds ``majority-collapse`` where one class only is predicted and more than one occurs;
-    ``label`` is the method with the settings that are not its defaults, ``analysis_only``
+    ``marks`` are those that `pipeline check` gave the set, and ``majority-collapse`` where one class only is predicted
+    and more than one occurs; ``label`` is the method with the settings that are not its defaults, ``analysis_only``
     says that it looked at labels; ``fingerprint`` is the digest over the fingerprints of all parts read.
     """
     return evaluate(run).metrics
@@ -97,11 +98,12 @@ def evaluate(run: Path) -> Evaluation:
         require_parts(folder)
     labels = method_labels(run, (folder.method for folder in folders))
     described = {name: (label, sees_labels(run, name)) for name, label in labels.items()}
-    fingerprint = evaluation_inputs(run, run_json, folders, described)
+    marks = read_marks(run)
+    fingerprint = evaluation_inputs(run, run_json, folders, described, marks)
     known = None if fingerprint is None else _read(run, fingerprint)
     if known is not None:
         return known
-    tables = _compute(run_json, folders, described)
+    tables = _compute(run_json, folders, described, marks)
     assert fingerprint is not None, "torn parts are refused while they are read"
     for name, table in tables.items():
         write_table(run / f"{name}.parquet", table, fingerprint)
@@ -132,7 +134,10 @@ def require_distinct(runs: Sequence[Path]) -> None:
 
 
 def _compute(
-    run_json: dict[str, Any], folders: list[PredictionFolder], described: Mapping[str, tuple[str, bool]]
+    run_json: dict[str, Any],
+    folders: list[PredictionFolder],
+    described: Mapping[str, tuple[str, bool]],
+    marks: Mapping[str, list[str]],
 ) -> dict[str, pa.Table]:
     """All tables, one evaluation set after the other."""
     scored, clusters = score_sets(folders)
@@ -152,7 +157,9 @@ def _compute(
         }
         clean = scored.get(clean_of.get(name) or "")
         found = _metrics(item, clean, clusters.cluster_N[name])
-        records["metrics"] += [names[method] | record for method, record in found.items()]
+        for method, record in found.items():
+            codes = sort_codes([*marks.get(name, []), *record["marks"]])
+            records["metrics"].append(names[method] | record | {"marks": codes})
         records["replicates"] += [_replicates(name, method, drawn) for method, drawn in item.replicates.items()]
         if item.replicates:
             by_level = level_records(item.labelled, item.replicates)

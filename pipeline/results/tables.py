@@ -1,6 +1,6 @@
 """Results and ledger for the terminal (rich) and for programs (JSON)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import polars as pl
@@ -10,6 +10,7 @@ from rich.text import Text
 
 from pipeline.coefficients.evidence import EXPERT, GENERALIST
 from pipeline.results.ledger import LedgerRow, cost_text, ledger_rows, model_names
+from pipeline.results.marks import MARKS, sort_codes
 from pipeline.results.studies import Study
 
 ABSENT = "–"
@@ -20,7 +21,7 @@ def results_table(frame: pl.DataFrame) -> Table:
 
     Accuracies are percentages with two decimals, the best of each set in bold, the first with its 95 % interval; AUC
     (macro) and ECE are percentages too, Err is 100 for the generalist; "Pred." counts the classes that are predicted of
-    all. Methods that look at labels are dimmed, and never the best.
+    all. Methods that look at labels are dimmed, and never the best. Symbols are those of :func:`marks_lines`.
     """
     table = _table("Results by evaluation set", "Evaluation set", padding=0)
     table.add_column("Method", overflow="fold", min_width=14)
@@ -28,13 +29,20 @@ def results_table(frame: pl.DataFrame) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     for _, rows in frame.group_by("evaluation_set", maintain_order=True):
         best = rows.filter(~pl.col("analysis_only"))["accuracy"].max()
-        headings = _headings(rows.row(0, named=True), rows.height)
+        of_set = set.intersection(*({*codes} for codes in rows["marks"]))
+        headings = _headings(rows.row(0, named=True), rows.height, _symbols(of_set))
         for heading, row in zip(headings, rows.iter_rows(named=True), strict=True):
             is_best = best is not None and row["accuracy"] == best and not row["analysis_only"]
             style = "bold" if is_best else "dim" if row["analysis_only"] else ""
-            table.add_row(Text(heading), *(Text(cell, style=style) for cell in _result_cells(row)))
+            table.add_row(Text(heading), *(Text(cell, style=style) for cell in _result_cells(row, of_set)))
         table.add_section()
     return table
+
+
+def marks_lines(frame: pl.DataFrame) -> list[str]:
+    """What the symbols in a table of results mean, a line each, for the marks that occur in it."""
+    used = sort_codes([code for codes in frame["marks"] for code in codes])
+    return [f"{MARKS[code].symbol} {MARKS[code].title}: {MARKS[code].explanation}" for code in used]
 
 
 def results_json(frame: pl.DataFrame) -> list[dict[str, Any]]:
@@ -119,9 +127,9 @@ def _table(title: str, folding: str, *, padding: int = 1) -> Table:
     return table
 
 
-def _headings(row: Mapping[str, Any], height: int) -> list[str]:
+def _headings(row: Mapping[str, Any], height: int, symbols: str) -> list[str]:
     """What holds for the whole set, one line beside each of its ``height`` methods, the rest beside the last."""
-    lines = [str(row["evaluation_set"])]
+    lines = [f"{row['evaluation_set']}{symbols}"]
     lines += [f"({row['condition']})"] if row["condition"] else []
     lines += [f"{whole(row['samples'])} samples"]
     lines += [f"+{whole(row['unlabelled'])} unlabelled"] if row["unlabelled"] else []
@@ -130,9 +138,16 @@ def _headings(row: Mapping[str, Any], height: int) -> list[str]:
     return [*lines[: height - 1], "\n".join(lines[height - 1 :])]
 
 
-def _result_cells(row: Mapping[str, Any]) -> list[str]:
+def _symbols(codes: Collection[str]) -> str:
+    return "".join(MARKS[code].symbol for code in sort_codes([*codes]))
+
+
+def _result_cells(row: Mapping[str, Any], of_set: Collection[str]) -> list[str]:
+    """Cells of one method; marks that the whole set has stand beside the set."""
     return [
-        row["label"] + (f" ({whole(row['rejected'])} rejected)" if row["rejected"] else ""),
+        row["label"]
+        + _symbols({*row["marks"]} - {*of_set})
+        + (f" ({whole(row['rejected'])} rejected)" if row["rejected"] else ""),
         percent(row["accuracy"]),
         interval(row["accuracy_low"], row["accuracy_high"]),
         percent(row["balanced_accuracy"]),

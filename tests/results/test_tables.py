@@ -11,7 +11,7 @@ from pipeline.results.layout import read_run
 from pipeline.results.ledger import ledger_rows
 from pipeline.results.metrics import evaluate_run
 from pipeline.results.summary import find_answer, method_means
-from pipeline.results.tables import ledger_table, results_json, results_table
+from pipeline.results.tables import ledger_table, marks_lines, marks_lines, results_json, results_table
 
 from .run_factory import minimal_run, predicted_part, settings_of, study_run, totals
 
@@ -59,10 +59,24 @@ def with_an_oracle(run: Path) -> Path:
     return run
 
 
+def test_marks_of_a_set_stand_beside_it_and_those_of_a_method_beside_the_method(tmp_path: Path) -> None:
+    run = with_an_oracle(tmp_path)
+    unmarked = evaluate_run(run)
+    (run / "checks.json").write_text('{"evaluation_sets": {"pbc": {"marks": ["class-names", "leak"]}}}')
+    frame = evaluate_run(run)
+    collapse = "majority-collapse"
+    assert unmarked["marks"].to_list() == [[collapse], [], []]
+    assert frame["marks"].to_list() == [["leak", "class-names", collapse], ["leak", "class-names"], ["leak", "class-names"]]
+    sets, methods = (list(column.cells) for column in results_table(frame).columns[:2])
+    assert str(sets[0]) == "pbc†¶"
+    assert [str(cell) for cell in methods] == ["generalist‖", "soup (alpha=0.4)", "oracle"]
+    assert [line.split(" ")[0] for line in marks_lines(frame)] == ["†", "¶", "‖"]
+
+
 def test_a_method_that_looks_at_labels_is_dimmed_and_never_bold(tmp_path: Path) -> None:
     table = results_table(evaluate_run(with_an_oracle(tmp_path)))
     methods, accuracies = (list(column.cells) for column in table.columns[1:3])
-    assert [str(cell) for cell in methods] == ["generalist", "soup (alpha=0.4)", "oracle"]
+    assert [str(cell) for cell in methods] == ["generalist‖", "soup (alpha=0.4)", "oracle"]
     assert [str(cell) for cell in accuracies] == ["50.00", "75.00", "100.00"]
     for cells in (methods, accuracies):
         assert [cell.style for cell in cells] == ["", "bold", "dim"]  # type: ignore[union-attr]
