@@ -11,7 +11,7 @@ from pipeline.results.layout import read_run
 from pipeline.results.ledger import ledger_rows
 from pipeline.results.metrics import evaluate_run
 from pipeline.results.summary import find_answer, method_means
-from pipeline.results.tables import ledger_table, marks_lines, marks_lines, results_json, results_table
+from pipeline.results.tables import ledger_table, marks_lines, results_json, results_table
 
 from .run_factory import minimal_run, predicted_part, settings_of, study_run, totals
 
@@ -66,7 +66,11 @@ def test_marks_of_a_set_stand_beside_it_and_those_of_a_method_beside_the_method(
     frame = evaluate_run(run)
     collapse = "majority-collapse"
     assert unmarked["marks"].to_list() == [[collapse], [], []]
-    assert frame["marks"].to_list() == [["leak", "class-names", collapse], ["leak", "class-names"], ["leak", "class-names"]]
+    assert frame["marks"].to_list() == [
+        ["leak", "class-names", collapse],
+        ["leak", "class-names"],
+        ["leak", "class-names"],
+    ]
     sets, methods = (list(column.cells) for column in results_table(frame).columns[:2])
     assert str(sets[0]) == "pbc†¶"
     assert [str(cell) for cell in methods] == ["generalist‖", "soup (alpha=0.4)", "oracle"]
