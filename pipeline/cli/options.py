@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.engines.engine import EngineName
+from pipeline.engines.engine import Engine, EngineName, choose_engine
 from pipeline.manifest import Manifest
 
 ManifestPath = Annotated[Path, typer.Argument(metavar="MANIFEST", help="YAML file that describes the run.")]
@@ -24,7 +24,7 @@ Values = Annotated[list[str] | None, typer.Option(metavar="V,V", help="Values to
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
 
 
-def engine_of(name: EngineName, manifest: Manifest, workers: int | None) -> Any:
+def engine_of(name: EngineName, manifest: Manifest, workers: int | None) -> Engine:
     """The engine that a command was asked for."""
     return choose_engine(name, manifest, workers)
 

@@ -13,6 +13,7 @@ from pipeline.cli.options import (
     Output,
     print_json,
 )
+from pipeline.errors import PipelineError
 from pipeline.manifest import Manifest, load_manifest, manifest_schema
 
 app = typer.Typer()
