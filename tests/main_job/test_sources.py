@@ -133,7 +133,8 @@ def mean_entropies(manifest: Manifest, plan: pa.Table, names: tuple[str, ...] = 
 def test_evidence_has_logits_and_entropy_of_every_source_and_no_divergence(run: Manifest) -> None:
     evidence = read_evidence(run)
     logits, entropies = ([f"{figure}_{name}" for name in SITES] for figure in ("logits", "entropy"))
-    assert evidence.column_names == ["row", "sample_id", "label", *logits, *entropies]
+    about = ["row", "sample_id", "label", "group_id", "corruption", "severity"]
+    assert evidence.column_names == [*about, *logits, *entropies]
     for name in SITES:
         log_p = log_softmax(matrix(evidence, f"logits_{name}"), axis=1)
         expected = -(np.exp(log_p) * log_p).sum(axis=1)
