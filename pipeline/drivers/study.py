@@ -22,6 +22,7 @@ from pipeline.errors import AbsentSourceError, ArchiveError, ManifestError, Pipe
 from pipeline.manifest import Manifest, load_manifest
 from pipeline.manifest.images import EvaluationSet
 from pipeline.progress import study_progress
+from pipeline.results.layout import LEFT_OUT
 from pipeline.results.metrics import evaluate_run
 from pipeline.stages.context import archive_path
 from pipeline.stages.selection import select_methods
@@ -30,8 +31,6 @@ from pipeline.store.run_directory import RunDirectory
 
 # A training step costs a forward and a backward pass, which is about two forwards.
 FORWARDS_PER_TRAINED = 3
-LEFT_OUT = "left_out"
-"""Entry of ``run.json``: evaluation sets of the manifest that the study went on without, and why."""
 
 
 @dataclass(frozen=True, slots=True)

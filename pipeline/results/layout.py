@@ -12,6 +12,8 @@ from pipeline.coefficients.streams import BY_LABEL
 from pipeline.errors import RunDirectoryError
 from pipeline.methods import LABELS, METHODS, USER_LABELS
 
+LEFT_OUT = "left_out"
+"""Entry of ``run.json``: evaluation sets of the manifest that a study went on without, and why."""
 PART_NAME = re.compile(r"part-(\d{5,})\.(?:parquet|json)")
 
 

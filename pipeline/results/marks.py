@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import RunDirectoryError
 
@@ -65,17 +66,33 @@ def sort_codes(codes: Sequence[str]) -> list[str]:
     return sorted(dict.fromkeys(codes), key=lambda code: (order.get(code, len(order)), code))
 
 
+def read_unknown(run: Path) -> list[str]:
+    """What `pipeline check` could not look into, a sentence each: training data not known, sets without an archive.
+
+    Empty where it was not run. :class:`RunDirectoryError` when the file is damaged.
+    """
+    found = _read(run)
+    unknown = [f"what {entry['model']} was trained on: {entry['reason']}" for entry in found.get("unknown", [])]
+    return unknown + [f"evaluation set {name}: {reason}" for name, reason in found.get("not_checked", {}).items()]
+
+
 def read_marks(run: Path) -> dict[str, list[str]]:
     """Codes of the marks that ``pipeline check`` gave each evaluation set of a run; empty where it was not run.
 
     A set that could not be checked is not listed. :class:`RunDirectoryError` when the file is damaged.
     """
+    return {name: sort_codes(entry["marks"]) for name, entry in _read(run).get("evaluation_sets", {}).items()}
+
+
+def _read(run: Path) -> dict[str, Any]:
     path = run / CHECKS_NAME
     try:
-        sets = json.loads(path.read_text(encoding="utf-8"))["evaluation_sets"]
-        return {name: sort_codes(entry["marks"]) for name, entry in sets.items()}
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for entry in found["evaluation_sets"].values():
+            sort_codes(entry["marks"])
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise RunDirectoryError(f"{path}: is damaged ({reason}); run `pipeline check` again") from error
+    return found

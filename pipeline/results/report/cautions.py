@@ -32,6 +32,10 @@ def cautions(results: Results, row: Mapping[str, Any]) -> Iterable[str]:
             f"Whether test images were seen in training was not checked ({listed(results.unchecked)}): "
             "run `pipeline check`, then this report again."
         )
+    if results.unknown:
+        yield f"Whether test images were seen in training is not known in full: {'; '.join(results.unknown)}."
+    if results.left_out:
+        yield f"Left out, because their images were not at hand: {'; '.join(results.left_out)}."
     if max(map(len, results.seeds.values()), default=1) == 1:
         yield "One training seed: nothing here says how much another training of the expert would change."
     yield "Research software, not a medical device. Accuracy on test sets is no evidence of benefit to patients."

@@ -6,7 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.results.marks import CHECKS_NAME, read_marks, sort_codes
+from pipeline.results.layout import LEFT_OUT
+from pipeline.results.marks import CHECKS_NAME, read_marks, read_unknown, sort_codes
 from pipeline.results.report.results import COMPARISONS, METHODS, SETS, SEVERITIES, Results, complete
 from pipeline.results.studies import Study
 
@@ -32,6 +33,18 @@ def load_results(study: Study, runs: Sequence[Path], run_jsons: Sequence[Mapping
         comparisons=complete(study.comparisons, COMPARISONS),
         severities=severities_over_seeds(complete(study.by_severity, SEVERITIES)),
         unchecked=tuple(dict.fromkeys(unchecked)),
+        unknown=tuple(
+            dict.fromkeys(
+                f"{manifest['name']}: {line}" for run, manifest in manifests.items() for line in read_unknown(run)
+            )
+        ),
+        left_out=tuple(
+            dict.fromkeys(
+                f"{run_json['manifest'].get('name', run.name)}: {name} ({reason})"
+                for run, run_json in zip(runs, run_jsons, strict=True)
+                for name, reason in run_json.get(LEFT_OUT, {}).items()
+            )
+        ),
     )
 
 

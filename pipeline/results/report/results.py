@@ -66,7 +66,8 @@ class Results:
     """The frames of a report (:data:`SETS`, :data:`METHODS`, :data:`COMPARISONS`, :data:`SEVERITIES`).
 
     Methods and evaluation sets come in the manifest's order. ``seeds`` are the training seeds of each study;
-    ``unchecked`` are the studies for which nobody looked for leaks (`pipeline check`).
+    ``unchecked`` are the studies for which nobody looked for leaks (`pipeline check`), ``unknown`` says what could not
+    be looked into, and ``left_out`` which evaluation sets a study went on without.
     """
 
     studies: tuple[str, ...]
@@ -76,6 +77,8 @@ class Results:
     comparisons: pl.DataFrame
     severities: pl.DataFrame
     unchecked: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> pl.DataFrame:
