@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -160,3 +161,13 @@ def test_sets_without_an_interval_are_neither_won_nor_lost() -> None:
     text = words(make_results([method_row("t3", 0.8)], sets))
     assert "t3 cannot be compared with generalist and expert on 1 evaluation set: there is no interval." in text
     assert "t3 wins, clearly better than both generalist and expert, on a." in text
+
+
+def test_what_was_left_out_and_what_could_not_be_checked_is_said_in_full() -> None:
+    left_out = tuple(f"study: set-{number} (no such file)" for number in range(9))
+    unknown = ("study: what generalist was trained on: published weights",)
+    results = replace(plain(), left_out=left_out, unknown=unknown)
+    text = words(results)
+    assert "not known in full: study: what generalist was trained on: published weights." in text
+    assert all(line in text for line in left_out)
+    assert "Left out" not in words(plain())

@@ -1,9 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import RunDirectoryError
-from pipeline.results.marks import MARKS, read_marks, sort_codes
+from pipeline.results.marks import MARKS, read_marks, read_unknown, sort_codes
 
 
 def test_every_mark_has_a_symbol_of_its_own_and_says_what_it_means() -> None:
@@ -25,3 +26,17 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "checks.json").write_text(content)
     with pytest.raises(RunDirectoryError, match=r"checks.json: is damaged .*run `pipeline check` again"):
         read_marks(tmp_path)
+
+
+def test_what_could_not_be_checked_is_read_as_sentences(tmp_path: Path) -> None:
+    assert read_unknown(tmp_path) == []
+    found = {
+        "evaluation_sets": {},
+        "unknown": [{"model": "generalist", "reason": "published weights"}],
+        "not_checked": {"night": "run `pipeline ingest`"},
+    }
+    (tmp_path / "checks.json").write_text(json.dumps(found))
+    assert read_unknown(tmp_path) == [
+        "what generalist was trained on: published weights",
+        "evaluation set night: run `pipeline ingest`",
+    ]
