@@ -221,12 +221,11 @@ def demo(
 
 
 def _print_study(summary: Any) -> None:
-    from pipeline.results.report import write_report
     from pipeline.results.studies import combine
     from pipeline.results.tables import study_table
 
     if summary.runs:
         Console().print(study_table(combine(summary.runs)))
-        print(f"report: {write_report(*summary.runs, output=summary.folder / 'report')}")
+        print(f"report: {summary.report}")
     for line in summary.missing:
         print(f"missing: {line}")

@@ -67,7 +67,8 @@ class Results:
 
     Methods and evaluation sets come in the manifest's order. ``seeds`` are the training seeds of each study;
     ``unchecked`` are the studies for which nobody looked for leaks (`pipeline check`), ``unknown`` says what could not
-    be looked into, and ``left_out`` which evaluation sets a study went on without.
+    be looked into, and ``left_out`` which evaluation sets a study went on without, ``failed`` what
+    stopped other runs of it.
     """
 
     studies: tuple[str, ...]
@@ -79,6 +80,7 @@ class Results:
     unchecked: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> pl.DataFrame:
