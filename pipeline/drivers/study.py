@@ -22,11 +22,10 @@ from pipeline.errors import ManifestError, PipelineError, ProblemsError, SourceE
 from pipeline.manifest import Manifest, load_manifest
 from pipeline.manifest.images import EvaluationSet
 from pipeline.progress import StudyProgress, study_progress
-from pipeline.results.layout import LEFT_OUT, STUDY_RECORD
+from pipeline.results.layout import FAILED, LEFT_OUT
 from pipeline.results.metrics import evaluate_run
 from pipeline.results.report import write_report
 from pipeline.stages.selection import select_methods
-from pipeline.store.files import write_json
 from pipeline.store.run_directory import RunDirectory
 
 # A training step costs a forward and a backward pass, which is about two forwards.
@@ -68,14 +67,12 @@ class StudySummary:
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
         return {
-            **self.record(),
             "folder": str(self.folder),
+            "runs": [str(run) for run in self.runs],
+            "missing": self.missing,
+            "problems": self.problems,
             "report": None if self.report is None else str(self.report),
         }
-
-    def record(self) -> dict[str, Any]:
-        """For ``study.json``, which the report reads."""
-        return {"runs": [str(run) for run in self.runs], "missing": self.missing, "problems": self.problems}
 
     def fail(self, run: StudyRun, error: PipelineError) -> None:
         """Note what stopped a run."""
@@ -253,8 +250,9 @@ def run_study(
     progress = study_progress(sum(step.units for _, steps in planned for step in steps))
     for worker, steps in planned:
         _complete(worker, steps, progress)
+    for path in summary.runs:
+        RunDirectory(path).update_record(**{FAILED: summary.problems})
     if summary.runs:
-        write_json(summary.folder / STUDY_RECORD, summary.record())
         summary.report = write_report(*summary.runs, output=summary.folder / "report")
     return summary
 

@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from pipeline.methods import LABELS, METHODS, USER_LABELS
 
 LEFT_OUT = "left_out"
 """Entry of ``run.json``: evaluation sets of the manifest that a study went on without, and why."""
-STUDY_RECORD = "study.json"
-"""What `pipeline study` says of itself, beside its runs."""
+FAILED = "failed"
+"""Entry of ``run.json``: what stopped other runs of the study that made this one."""
 PART_NAME = re.compile(r"part-(\d{5,})\.(?:parquet|json)")
 
 
@@ -85,7 +84,8 @@ def prediction_folders(run: Path, run_json: dict[str, Any]) -> list[PredictionFo
     methods = sort_methods(method_folders(run, run_json), run_json)
     filled = {name for method in methods for name in folder_names(root / method) if parts(root / method / name)}
     methods = [method for method in methods if any(parts(root / method / name) for name in filled)]
-    evaluation_sets = _sorted_as_listed(filled, list(conditions(run_json)))
+    listed = conditions(run_json)
+    evaluation_sets = _sorted_as_listed(filled - run_json.get(LEFT_OUT, {}).keys() if listed else filled, list(listed))
     return [PredictionFolder(run, method, name) for name in evaluation_sets for method in methods]
 
 
@@ -111,18 +111,6 @@ def rule_folders(run: Path, run_json: Mapping[str, Any]) -> list[str]:
     used = [{**rule, "name": rule["name"].replace(":", ".")} for rule in rules]
     root = run / "coefficients"
     return [name for name in folder_names(root) if name not in swept or _spelled(root / name) in used]
-
-
-def study_problems(runs: Sequence[Path]) -> list[str]:
-    """What stopped single runs of the study that ``runs`` belong to, as `pipeline study` recorded it beside them."""
-    folder = Path(commonpath(run.resolve() for run in runs))
-    try:
-        record = json.loads((folder / STUDY_RECORD).read_text(encoding="utf-8"))
-        return [str(line) for line in record["problems"]]
-    except FileNotFoundError:
-        return []
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunDirectoryError(f"{folder / STUDY_RECORD}: is damaged ({error}); run `pipeline study` again") from error
 
 
 def parts(folder: Path) -> dict[int, Path]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.results.layout import LEFT_OUT, study_problems
+from pipeline.results.layout import FAILED, LEFT_OUT
 from pipeline.results.marks import CHECKS_NAME, read_marks, read_unknown, sort_codes
 from pipeline.results.report.results import COMPARISONS, METHODS, SETS, SEVERITIES, Results, complete
 from pipeline.results.studies import Study
@@ -38,7 +38,7 @@ def load_results(study: Study, runs: Sequence[Path], run_jsons: Sequence[Mapping
                 f"{manifest['name']}: {line}" for run, manifest in manifests.items() for line in read_unknown(run)
             )
         ),
-        failed=tuple(study_problems(runs)),
+        failed=tuple(dict.fromkeys(line for run_json in run_jsons for line in run_json.get(FAILED, []))),
         left_out=tuple(
             dict.fromkeys(
                 f"{run_json['manifest'].get('name', run.name)}: {name} ({reason})"

@@ -67,8 +67,7 @@ class Results:
 
     Methods and evaluation sets come in the manifest's order. ``seeds`` are the training seeds of each study;
     ``unchecked`` are the studies for which nobody looked for leaks (`pipeline check`), ``unknown`` says what could not
-    be looked into, and ``left_out`` which evaluation sets a study went on without, ``failed`` what
-    stopped other runs of it.
+    be looked into, ``left_out`` which evaluation sets a study went on without, and ``failed`` what stopped other runs.
     """
 
     studies: tuple[str, ...]
