@@ -2,6 +2,7 @@
 
 import math
 import os
+import tokenize
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -29,5 +30,8 @@ def read_array_header(stream: IO[bytes]) -> ArrayHeader:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
         raise ValueError(f"unknown .npy version {version}")
-    shape, fortran_order, dtype = readers[version](stream)
+    try:
+        shape, fortran_order, dtype = readers[version](stream)
+    except tokenize.TokenError as error:
+        raise ValueError("its header cannot be parsed") from error
     return ArrayHeader(shape, fortran_order, dtype, stream.seek(0, os.SEEK_CUR))
