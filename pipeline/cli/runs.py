@@ -30,9 +30,16 @@ app = typer.Typer()
 def validate(manifest: ManifestPath, data_root: DataRoot = None, allow_code: AllowCode = False) -> None:
     """Check what can be checked before work starts: manifest, models, methods, prompts, sources, archives."""
     settings = load_manifest(manifest, data_root=data_root)
+    from pipeline.drivers.validate import InvalidManifestError
     from pipeline.drivers.validate import validate as check
 
-    for line in check(settings, allow_code=allow_code):
+    try:
+        lines = check(settings, allow_code=allow_code)
+    except InvalidManifestError as error:
+        for line in error.awaited:
+            print(line)
+        raise
+    for line in lines:
         print(line)
     print("valid")
 
