@@ -24,5 +24,5 @@ def expected_calibration_error(confidence_N: NDArray[np.floating], right_N: NDAr
 
 
 def calibration_error(gap_B: NDArray[np.floating], count: int) -> float:
-    """ECE of ``count`` > 0 images from the sum, over the images of each bin, of confidence minus whether it is right."""
+    """ECE of ``count`` > 0 images, from the sum over the images of each bin of confidence minus whether it is right."""
     return float(np.abs(gap_B).sum()) / count
