@@ -52,8 +52,9 @@ def compare_class_names(
     """Compare a set's ``names`` with the training set of ``trained`` (names by set) that shares most of them.
 
     Novel names are expected under the condition ``base-to-novel`` and suspicious elsewhere; almost equal spellings
-    always are. None where nothing is known of the training.
+    always are. A training set without names says nothing; None where nothing is known of the training.
     """
+    trained = {name: known for name, known in trained.items() if known}
     if not trained:
         return None
     nearest = max(trained, key=lambda name: (len(set(names) & set(trained[name])), _likeness(names, trained[name])))

@@ -216,7 +216,7 @@ def _check_names(
 def _trained_names(lineage: Lineage, trained: Sequence[TrainedSet]) -> dict[str, Sequence[str]]:
     own = [other for other in trained if other.model == lineage.model and other.role == "training"]
     described = {other.name: other.class_names for other in own if other.class_names}
-    return described or {str(each["name"]): list(each["class_names"]) for each in lineage.card_sets}
+    return described or {str(each.get("name")): list(each.get("class_names") or ()) for each in lineage.card_sets}
 
 
 def _name_entry(model: str, finding: NameFinding) -> dict[str, Any]:

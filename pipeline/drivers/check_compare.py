@@ -44,10 +44,6 @@ class Comparison:
     confirmed: int
     left_out: int
 
-    def count(self, kind: str) -> int:
-        """Images with a duplicate of this kind."""
-        return sum(each.kind == kind for each in self.duplicates)
-
 
 def compare_sets(
     first: CheckedImages,

@@ -7,13 +7,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.coefficients.evidence import EXPERT, GENERALIST
+from pipeline.results.intervals import apart, interval_of
 from pipeline.results.resampling import Replicates
 from pipeline.results.samples import LabelledSet
-from pipeline.statistics.bootstrap import percentile_interval
-from pipeline.statistics.multiple import holm
+from pipeline.statistics.multiple import FAMILY_WISE_ERROR, holm
 from pipeline.statistics.paired import mcnemar
 
 REFERENCES = (GENERALIST, EXPERT, "t3", "t3-batch")
+PLAIN_MODELS = (GENERALIST, EXPERT)
+"""References of the means over evaluation sets, and of wins and losses."""
+
+
+def direction(low: float | None, high: float | None) -> int:
+    """1 where the interval of a difference lies above 0, -1 where it lies below, 0 otherwise or without interval."""
+    if low is None or high is None:
+        return 0
+    return int(low > 0) - int(high < 0)
+
+
+def confirmed_direction(low: float | None, high: float | None, p_adjusted: float | None) -> int:
+    """Direction of a difference on one evaluation set, 0 unless the paired test confirms it (adjusted p below 0.05)."""
+    return direction(low, high) if p_adjusted is not None and p_adjusted < FAMILY_WISE_ERROR else 0
 
 
 def comparison_records(
@@ -25,7 +39,7 @@ def comparison_records(
     """One record for each reference that was scored and each other method, p-values adjusted within the reference.
 
     Images that either method rejected are left out of the test; ``difference`` is that of the two accuracies as the
-    metrics have them.
+    metrics have them. Its interval is null where both methods have collapsed on one class.
     """
     return [
         record
@@ -52,8 +66,6 @@ def _against(
         test = mcnemar(right[both] == 1, reference_right[both] == 1, cluster_N[both])
         accuracy, accuracy_reference = accuracies[method], accuracies[reference]
         known = accuracy is not None and accuracy_reference is not None
-        drawn, drawn_reference = (replicates[name].accuracy_R.astype(np.float64) for name in (method, reference))
-        low, high = percentile_interval(drawn - drawn_reference)
         records.append(
             {
                 "evaluation_set": item.name,
@@ -64,8 +76,7 @@ def _against(
                 "discordant_method": test.discordant_first,
                 "discordant_reference": test.discordant_second,
                 "difference": accuracy - accuracy_reference if known else None,  # type: ignore[operator]
-                "difference_low": low,
-                "difference_high": high,
+                **interval_of("difference", apart(replicates[method], replicates[reference])),
                 "statistic": test.statistic,
                 "p_value": test.p_value,
                 "test": test.test,

@@ -9,7 +9,7 @@ from pipeline.statistics.bootstrap import CONFIDENCE, REPLICATES, SEED
 from pipeline.store.fingerprints import Fingerprint, digest_json
 from pipeline.store.tables import read_metadata
 
-IMPLEMENTATION = "1"
+IMPLEMENTATION = "2"
 """To be raised whenever the same predictions give other figures, or the tables other columns."""
 
 
@@ -22,17 +22,19 @@ def evaluation_inputs(
 ) -> Fingerprint | None:
     """Fingerprint of the evaluation of these prediction folders, from the footers of the parts; None if one is torn.
 
-    ``described`` holds what methods are called, and whether they look at labels, ``marks`` those of the sets.
+    ``described`` holds what methods are called, and whether they look at labels, ``marks`` those of the sets. The order
+    of ``folders`` is part of it, as the tables follow it.
     """
+    folders = list(folders)
     inputs = {
         "implementation": IMPLEMENTATION,
         "bootstrap": digest_json([REPLICATES, CONFIDENCE, SEED]),
         "methods": digest_json({name: list(value) for name, value in described.items()}),
         "marks": digest_json(dict(marks)),
+        "order": digest_json([[folder.method, folder.evaluation_set] for folder in folders]),
         "conditions": digest_json(conditions(dict(run_json))),
         "clean": digest_json({entry["name"]: entry.get("clean") for entry in _sets(run_json)}),
     }
-    folders = list(folders)
     others: dict[str, Path] = {}
     for name in dict.fromkeys(folder.evaluation_set for folder in folders):
         others[f"evidence of {name}"] = run / "evidence" / name

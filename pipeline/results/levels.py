@@ -2,21 +2,26 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.coefficients.evidence import GENERALIST
-from pipeline.results.resampling import Replicates
+from pipeline.results.intervals import interval_of
+from pipeline.results.resampling import Clusters, Replicates, resample
 from pipeline.results.samples import LabelledSet
-from pipeline.statistics.bootstrap import percentile_interval
 from pipeline.statistics.calibration import expected_calibration_error
 from pipeline.statistics.corruption import balanced_error, relative_balanced_error
 
 
 def level_records(item: LabelledSet, replicates: Mapping[str, Replicates]) -> dict[str, list[dict[str, Any]]]:
-    """One record for each method and level with a severity: metrics as for the whole set, of that level's images."""
+    """One record for each method and level with a severity: metrics as for the whole set, of that level's images.
+
+    An interval is null where every image of some classes is right and none of the others, as for a method that gives
+    one class to all: strata hold such an accuracy fixed.
+    """
     generalist = _right_of_generalist(item)
     found: dict[str, list[dict[str, Any]]] = {method: [] for method in item.methods}
     for position, (corruption, severity) in enumerate(item.levels):
@@ -28,7 +33,7 @@ def level_records(item: LabelledSet, replicates: Mapping[str, Replicates]) -> di
             chosen = at_level & (item.right_MN[method] >= 0)
             right = item.right_MN[method, chosen]
             error = _error(right)
-            low, high = percentile_interval(replicates[name].accuracy_LR[position])
+            fixed = _is_fixed(right, item.label_N[chosen])
             found[name].append(
                 {
                     "corruption": corruption,
@@ -38,11 +43,53 @@ def level_records(item: LabelledSet, replicates: Mapping[str, Replicates]) -> di
                     "balanced_accuracy": _balanced_accuracy(right, item.label_N[chosen]),
                     "err": 100 * error / error_generalist if error is not None and error_generalist else None,
                     "ece": expected_calibration_error(item.confidence_MN[method, chosen], right.astype(np.bool_)),
-                    "accuracy_low": low,
-                    "accuracy_high": high,
                 }
+                | interval_of("accuracy", None if fixed else replicates[name].accuracy_LR[position])
             )
     return found
+
+
+def clean_records(item: LabelledSet, clean: LabelledSet, clusters: Clusters) -> dict[str, list[dict[str, Any]]]:
+    """Records with severity 0 of each method and corruption, as of :func:`level_records`, from the clean images.
+
+    Of the evaluation set ``clean`` those images count whose cluster occurs among the images of the corruption: a
+    corrupted set may hold some of the clean images only.
+    """
+    subsets = _clean_subsets(item, clean)
+    shared = [method for method in item.methods if method in clean.methods]
+    if not subsets or not shared:
+        return {}
+    images = np.concatenate([chosen for chosen, _ in subsets])
+    methods = [clean.methods.index(method) for method in shared]
+    found = LabelledSet(
+        name=clean.name,
+        classes=clean.classes,
+        methods=tuple(shared),
+        label_N=clean.label_N[images],
+        clusters=clean.clusters.gather(images),
+        levels=tuple((corruptions[0], 0) for _, corruptions in subsets),
+        level_N=np.repeat(np.arange(len(subsets)), [len(chosen) for chosen, _ in subsets]),
+        right_MN=clean.right_MN[np.ix_(methods, images)],
+        confidence_MN=clean.confidence_MN[np.ix_(methods, images)],
+    )
+    own = replace(clusters, cluster_N={clean.name: clusters.cluster_N[clean.name][images]})
+    alike = {corruptions[0]: corruptions for _, corruptions in subsets}
+    return {
+        method: [row | {"corruption": name} for row in rows for name in alike[row["corruption"]]]
+        for method, rows in level_records(found, resample(found, own)).items()
+    }
+
+
+def _clean_subsets(item: LabelledSet, clean: LabelledSet) -> list[tuple[NDArray[np.int64], list[str]]]:
+    """Positions of the clean images of each corruption that has severities; corruptions of the same images together."""
+    found: dict[bytes, tuple[NDArray[np.int64], list[str]]] = {}
+    for corruption in dict.fromkeys(name for name, severity in item.levels if severity is not None):
+        levels = [place for place, (name, _) in enumerate(item.levels) if name == corruption]
+        clusters = item.clusters.filter(np.isin(item.level_N, levels))
+        chosen = np.flatnonzero(clean.clusters.is_in(clusters.unique().implode()).to_numpy())
+        if len(chosen):
+            found.setdefault(chosen.tobytes(), (chosen, []))[1].append(corruption)
+    return list(found.values())
 
 
 def balanced_errors(item: LabelledSet, clean: LabelledSet | None) -> dict[str, dict[str, float | None]]:
@@ -89,11 +136,19 @@ def _clean_error(item: LabelledSet, clean: LabelledSet | None, method: str) -> f
 
 def _balanced_accuracy(right: NDArray[np.int8], label: NDArray[np.int32]) -> float | None:
     """Mean recall over the classes that occur, from which images are right."""
-    if not len(label):
-        return None
+    return float(_recalls(right, label).mean()) if len(label) else None
+
+
+def _is_fixed(right: NDArray[np.int8], label: NDArray[np.int32]) -> bool:
+    """Whether some classes are all right and the others all wrong: their shares alone make the accuracy."""
+    recall = _recalls(right, label)
+    return len(recall) > 1 and set(recall) <= {0.0, 1.0} and recall.min() < 1
+
+
+def _recalls(right: NDArray[np.int8], label: NDArray[np.int32]) -> NDArray[np.float64]:
     total_C = np.bincount(label)
     right_C = np.bincount(label, weights=right)
-    return float((right_C[total_C > 0] / total_C[total_C > 0]).mean())
+    return cast(NDArray[np.float64], right_C[total_C > 0] / total_C[total_C > 0])
 
 
 def _error(right: NDArray[np.int8]) -> float | None:

@@ -9,6 +9,8 @@ from typing import Any
 from pipeline.errors import RunDirectoryError
 
 CHECKS_NAME = "checks.json"
+COLLAPSE = "majority-collapse"
+"""Code of a method that predicts one class only for a set in which more than one occurs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ _TABLE = (
         "misspelt or foreign name makes a wrong answer likely.",
     ),
     Mark(
-        "majority-collapse",
+        COLLAPSE,
         "‖",
         "one class for all images",
         "The method answers one class for every image although several occur: its accuracy is the share of that class "

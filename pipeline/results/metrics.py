@@ -1,6 +1,7 @@
 """Evaluation of a run: metrics with intervals, by severity, compared in pairs, and summed up, all written as tables.
 
-Memory does not grow with unlabelled images but for one bit per row; a labelled one costs a few bytes for each method.
+Memory does not grow with unlabelled images but for one bit per row. A labelled one costs some 18 bytes for each method,
+of all evaluation sets at once: their clusters are resampled together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from pipeline.coefficients.evidence import GENERALIST
 from pipeline.errors import RunDirectoryError
 from pipeline.results.comparisons import comparison_records
 from pipeline.results.inputs import evaluation_inputs
+from pipeline.results.intervals import metric_intervals
 from pipeline.results.layout import (
     PredictionFolder,
     conditions,
@@ -26,9 +28,9 @@ from pipeline.results.layout import (
     read_run,
     sees_labels,
 )
-from pipeline.results.levels import balanced_errors, level_records
+from pipeline.results.levels import balanced_errors, clean_records, level_records
 from pipeline.results.marks import read_marks, sort_codes
-from pipeline.results.records import counted, intervals
+from pipeline.results.records import counted
 from pipeline.results.resampling import Replicates
 from pipeline.results.schemas import (
     COMPARISONS_SCHEMA,
@@ -139,7 +141,7 @@ def _compute(
     described: Mapping[str, tuple[str, bool]],
     marks: Mapping[str, list[str]],
 ) -> dict[str, pa.Table]:
-    """All tables, one evaluation set after the other."""
+    """All tables; the labelled images of all evaluation sets are in memory together."""
     scored, clusters = score_sets(folders)
     clean_of = {entry["name"]: entry.get("clean") for entry in run_json["manifest"].get("evaluation_sets", [])}
     condition_of = conditions(run_json)
@@ -163,7 +165,10 @@ def _compute(
         records["replicates"] += [_replicates(name, method, drawn) for method, drawn in item.replicates.items()]
         if item.replicates:
             by_level = level_records(item.labelled, item.replicates)
-            records["metrics_by_severity"] += [names[method] | row for method, rows in by_level.items() for row in rows]
+            at_zero = clean_records(item.labelled, clean.labelled, clusters) if clean else {}
+            records["metrics_by_severity"] += [
+                names[method] | row for method, rows in by_level.items() for row in [*at_zero.get(method, []), *rows]
+            ]
             accuracies = {method: record["accuracy"] for method, record in found.items()}
             records["comparisons"] += comparison_records(
                 item.labelled, clusters.cluster_N[name], item.replicates, accuracies
@@ -181,7 +186,7 @@ def _metrics(item: ScoredSet, clean: ScoredSet | None, cluster_N: NDArray[np.int
         method: counted(tally, item.tallies.get(GENERALIST))
         | errors[method]
         | {"clusters": len(np.unique(cluster_N[tally.position_N]))}
-        | intervals(method, item.replicates)
+        | metric_intervals(method, item.replicates)
         for method, tally in item.tallies.items()
     }
 
@@ -191,6 +196,7 @@ def _replicates(name: str, method: str, drawn: Replicates) -> dict[str, Any]:
         "method": method,
         "evaluation_set": name,
         "draws": drawn.draws,
+        "collapsed": drawn.collapsed,
         "accuracy": drawn.accuracy_R,
         "balanced_accuracy": drawn.balanced_accuracy_R,
         "ece": drawn.ece_R,

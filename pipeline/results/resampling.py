@@ -29,10 +29,12 @@ class Replicates:
 
     ``draws`` is a digest of the clusters that were drawn: replicates of equal ``draws`` come from the same draws, in
     whatever runs, and may be averaged or subtracted one by one. NaN where a replicate holds no image. Those of a run
-    are float32, as they are stored, so that the last bits of a sum decide nothing.
+    are float32, as they are stored. ``collapsed``: the method gives all images one class, so that its accuracy is the
+    same in every replicate of the same class mix.
     """
 
     draws: str
+    collapsed: bool
     accuracy_R: NDArray[np.floating]
     balanced_accuracy_R: NDArray[np.floating]
     ece_R: NDArray[np.floating]
@@ -85,7 +87,7 @@ def resample(item: LabelledSet, clusters: Clusters) -> dict[str, Replicates]:
         features = _features(item, block, clusters)
         sums_MFR = replicate_sums(features, clusters.strata).reshape(len(block), -1, REPLICATES)
         for method, sums_FR in zip(block, sums_MFR, strict=True):
-            found[item.methods[method]] = _replicates(sums_FR, item, clusters.draws[item.name])
+            found[item.methods[method]] = _replicates(sums_FR, item, item.methods[method], clusters.draws[item.name])
     return found
 
 
@@ -125,7 +127,7 @@ def _features(item: LabelledSet, methods: Sequence[int], clusters: Clusters) -> 
     return csr_array((value, (feature, cluster)), shape=(len(methods) * width, clusters.count))
 
 
-def _replicates(sums_FR: NDArray[np.float64], item: LabelledSet, draws: str) -> Replicates:
+def _replicates(sums_FR: NDArray[np.float64], item: LabelledSet, method: str, draws: str) -> Replicates:
     classes, levels = item.classes, len(item.levels)
     edges = np.cumsum([classes, classes, BINS, levels])
     right_CR, scored_CR, gap_BR, right_LR, scored_LR = np.split(sums_FR, edges)
@@ -134,6 +136,7 @@ def _replicates(sums_FR: NDArray[np.float64], item: LabelledSet, draws: str) -> 
     occurring_R = np.isfinite(recall_CR).sum(axis=0)
     return Replicates(
         draws=draws,
+        collapsed=method in item.collapsed,
         accuracy_R=_ratio(right_CR.sum(axis=0), scored_R).astype(np.float32),
         balanced_accuracy_R=_ratio(np.nansum(recall_CR, axis=0), occurring_R).astype(np.float32),
         ece_R=_ratio(np.abs(gap_BR).sum(axis=0), scored_R).astype(np.float32),

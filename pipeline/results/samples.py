@@ -57,7 +57,7 @@ class LabelledSet:
     ``clusters`` names the cluster of each image: its ``group_id`` (a patient, or the base image of corrupted versions),
     else its ``sample_id``. ``level_N`` is the position in ``levels``, -1 for an image that is not corrupted.
     ``right_MN`` is 1 where the prediction is right, 0 where it is wrong, -1 where the method rejected the image;
-    ``confidence_MN`` is the top-1 probability.
+    ``confidence_MN`` is the top-1 probability. ``collapsed`` are the methods that gave all images one class.
     """
 
     name: str
@@ -69,6 +69,7 @@ class LabelledSet:
     level_N: NDArray[np.int64]
     right_MN: NDArray[np.int8]
     confidence_MN: NDArray[np.float32]
+    collapsed: frozenset[str] = frozenset()
 
     def method(self, name: str) -> NDArray[np.int8]:
         """``right_N`` of one method."""

@@ -81,6 +81,7 @@ OVER_SEEDS_SCHEMA = pa.schema(
         *_over_seeds("accuracy", "balanced_accuracy"),
         *_fields(pa.float64(), "macro_auc", "macro_auc_sd"),
         *_over_seeds("ece", "err", "difference_generalist", "difference_expert"),
+        *_fields(pa.float64(), "p_adjusted_generalist", "p_adjusted_expert"),
         *_fields(pa.float64(), "be", "rbe"),
         ("marks", pa.list_(pa.string())),
     ]
@@ -89,6 +90,7 @@ OVER_SEEDS_SCHEMA = pa.schema(
 REPLICATES_SCHEMA = pa.schema(
     [
         *_fields(pa.string(), "method", "evaluation_set", "draws"),
+        ("collapsed", pa.bool_()),
         *_fields(pa.list_(pa.float32(), REPLICATES), "accuracy", "balanced_accuracy", "ece"),
     ]
 )

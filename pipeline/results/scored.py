@@ -56,4 +56,5 @@ def _labelled_set(
         level_N=level_N,
         right_MN=right_MN,
         confidence_MN=confidence_MN,
+        collapsed=frozenset(method for method, tally in tallies.items() if tally.collapsed),
     )

@@ -5,7 +5,7 @@ far the seed does is told by the standard deviation beside it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,20 +13,21 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from pipeline.coefficients.evidence import EXPERT, GENERALIST
+from pipeline.coefficients.evidence import GENERALIST
 from pipeline.errors import RunDirectoryError
+from pipeline.results.comparisons import PLAIN_MODELS, confirmed_direction
+from pipeline.results.intervals import accuracy_intervals, apart, err_of, interval_of, mean_replicates, mean_values
 from pipeline.results.layout import read_run
 from pipeline.results.metrics import Evaluation, evaluate, require_distinct
-from pipeline.results.records import err_replicates
 from pipeline.results.resampling import Replicates
 from pipeline.results.schemas import OVER_SEEDS_SCHEMA, STUDY_SUMMARY_SCHEMA
-from pipeline.results.summary import interval_of, mean_of, summary_records
+from pipeline.results.summary import mean_of, summary_records
 from pipeline.statistics.bootstrap import REPLICATES
 
 AVERAGED = ("accuracy", "balanced_accuracy", "macro_auc", "ece", "err", "difference_generalist", "difference_expert")
 NAMES = ("study", "evaluation_set", "condition", "method", "label", "analysis_only")
 SHARED = (*NAMES, "samples", "unlabelled", "clusters", "classes", "majority_rate")
-REFERENCES = (GENERALIST, EXPERT)
+ADJUSTED = tuple(f"p_adjusted_{reference}" for reference in PLAIN_MODELS)
 RUN_COLUMNS = ("study", "seed", "run")
 
 Drawn = Mapping[tuple[str, str], Replicates]
@@ -38,8 +39,8 @@ class Study:
     """Tables over all runs; ``study``, ``seed`` and ``run`` say where a row comes from.
 
     ``frame``, ``by_severity`` and ``comparisons`` are those of the single runs, one below the other; ``frame`` has the
-    differences in accuracy to generalist and expert too. ``over_seeds`` has a row for each study, evaluation set and
-    method; ``summary`` one for each method over all sets of all studies.
+    differences in accuracy to generalist and expert, and their adjusted p-values, too. ``over_seeds`` has a row for
+    each study, evaluation set and method; ``summary`` one for each method over all sets of all studies.
     """
 
     frame: pl.DataFrame
@@ -47,6 +48,12 @@ class Study:
     summary: pl.DataFrame
     comparisons: pl.DataFrame
     by_severity: pl.DataFrame
+
+    @property
+    def is_of_one_set(self) -> bool:
+        """Whether a single evaluation set has labels: its means are then those of that set."""
+        labelled = self.over_seeds.filter(pl.col("samples") > 0)
+        return labelled.select("study", "evaluation_set").n_unique() == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +71,15 @@ def combine(runs: Sequence[Path]) -> Study:
 
     ``over_seeds``: mean (under the metric's own name) and ``_sd`` (n-1; null for one seed) over ``seeds`` runs, with
     ``_low`` and ``_high`` of the mean, which macro AUC has not. An interval is null where the seeds did not draw the
-    same images: one of them lacks an evaluation set, or rejected other images.
+    same images: one of them lacks an evaluation set, or rejected other images; and where the method (for a difference:
+    both) collapsed on one class in one of the seeds. ``p_adjusted_generalist`` and ``p_adjusted_expert`` are the
+    largest of the seeds' adjusted p-values (comparisons), null where a seed has none.
 
     ``summary``: the means over seeds, averaged over all sets of all studies as a run's summary is; ``wins`` counts the
-    sets on which a method is clearly better (the interval of the difference lies above 0) than both generalist and
-    expert, ``losses`` those on which it is clearly worse than one of them. For generalist and expert themselves the
-    other one counts. Studies are taken as independent of one another, unless their clusters are the same throughout.
+    sets on which a method is clearly better than both generalist and expert: the interval of the difference lies above
+    0, and the paired test confirms it for every seed (adjusted p below 0.05). ``losses`` are those on which it is
+    clearly worse than one of them. For generalist and expert themselves the other one counts. Studies are taken as
+    independent of one another, unless their clusters are the same throughout.
 
     Raises :class:`RunDirectoryError` as :func:`~pipeline.results.metrics.evaluate` does, and where two runs are the
     same seed of the same study.
@@ -77,9 +87,8 @@ def combine(runs: Sequence[Path]) -> Study:
     require_distinct(runs)
     members = [_member(run) for run in runs]
     _require_seeds(members)
-    frame = _below(members, "metrics").with_columns(
-        (pl.col("accuracy") - _of_reference(reference)).alias(f"difference_{reference}") for reference in REFERENCES
-    )
+    comparisons = _below(members, "comparisons")
+    frame = _compared(_below(members, "metrics"), comparisons)
     over_seeds, drawn = _over_seeds(
         frame, {(member.study, member.seed): _drawn(member.evaluation) for member in members}
     )
@@ -87,7 +96,7 @@ def combine(runs: Sequence[Path]) -> Study:
         frame=frame,
         over_seeds=over_seeds,
         summary=_summary(over_seeds, drawn),
-        comparisons=_below(members, "comparisons"),
+        comparisons=comparisons,
         by_severity=_below(members, "metrics_by_severity"),
     )
 
@@ -120,6 +129,17 @@ def _below(members: Sequence[Member], table: str) -> pl.DataFrame:
     return pl.concat(frames).select(*RUN_COLUMNS, pl.exclude(RUN_COLUMNS))
 
 
+def _compared(frame: pl.DataFrame, comparisons: pl.DataFrame) -> pl.DataFrame:
+    """Add the differences to generalist and expert, and the adjusted p-values of their comparisons."""
+    place = ("study", "seed", "evaluation_set", "method")
+    for reference in PLAIN_MODELS:
+        tested = comparisons.filter(pl.col("reference") == reference)
+        tested = tested.select(*place, pl.col("p_adjusted").alias(f"p_adjusted_{reference}"))
+        difference = (pl.col("accuracy") - _of_reference(reference)).alias(f"difference_{reference}")
+        frame = frame.with_columns(difference).join(tested, on=place, how="left", maintain_order="left")
+    return frame
+
+
 def _of_reference(reference: str) -> pl.Expr:
     """Accuracy of a reference beside every row of the same run and evaluation set; null where it was not scored."""
     return pl.col("accuracy").filter(pl.col("method") == reference).first().over("study", "seed", "evaluation_set")
@@ -129,6 +149,7 @@ def _drawn(evaluation: Evaluation) -> Drawn:
     return {
         (row["evaluation_set"], row["method"]): Replicates(
             draws=row["draws"],
+            collapsed=row["collapsed"],
             accuracy_R=np.array(row["accuracy"]),
             balanced_accuracy_R=np.array(row["balanced_accuracy"]),
             ece_R=np.array(row["ece"]),
@@ -149,10 +170,11 @@ def _over_seeds(
         own = _of_equal_draws(run.get((str(name), method)) for run, method in zip(runs, rows["method"], strict=True))
         record = _means(rows)
         if own:
-            mean = _mean_replicates(own)
+            mean = mean_replicates(own)
             means[f"{study}/{name}", str(label)] = mean
             references = {
-                reference: _of_equal_draws(run.get((str(name), reference)) for run in runs) for reference in REFERENCES
+                reference: _of_equal_draws(run.get((str(name), reference)) for run in runs)
+                for reference in PLAIN_MODELS
             }
             record |= _intervals(own, mean, references)
         records.append(record)
@@ -164,6 +186,7 @@ def _means(rows: pl.DataFrame) -> dict[str, Any]:
     found = {name: rows[name][0] for name in SHARED}
     found |= {name: mean_of(rows[name]) for name in (*AVERAGED, "mean_lambda", "be", "rbe")}
     found |= {f"{name}_sd": _deviation(rows[name]) for name in AVERAGED}
+    found |= {name: None if rows[name].null_count() else rows[name].max() for name in ADJUSTED}
     marks = sorted({mark for marks in rows["marks"] for mark in marks})
     return found | {"marks": marks, "seeds": rows.height, "predicted_classes": rows["predicted_classes"].min()}
 
@@ -179,24 +202,15 @@ def _of_equal_draws(found: Iterable[Replicates | None]) -> list[Replicates]:
     return known if len(known) == len(every) and len({item.draws for item in known}) == 1 else []
 
 
-def _mean_replicates(found: Sequence[Replicates]) -> Replicates:
-    metrics = [[getattr(item, name) for item in found] for name in ("accuracy_R", "balanced_accuracy_R", "ece_R")]
-    accuracy_R, balanced_accuracy_R, ece_R = (np.mean(values, axis=0, dtype=np.float64) for values in metrics)
-    return replace(found[0], accuracy_R=accuracy_R, balanced_accuracy_R=balanced_accuracy_R, ece_R=ece_R)
-
-
 def _intervals(
     own: Sequence[Replicates], mean: Replicates, references: Mapping[str, Sequence[Replicates]]
 ) -> dict[str, float | None]:
-    found = interval_of("accuracy", mean.accuracy_R) | interval_of("ece", mean.ece_R)
-    found |= interval_of("balanced_accuracy", mean.balanced_accuracy_R)
+    found = accuracy_intervals(mean) | interval_of("ece", mean.ece_R)
     for name, reference in references.items():
         if reference:
-            found |= interval_of(f"difference_{name}", mean.accuracy_R - _mean_replicates(reference).accuracy_R)
+            found |= interval_of(f"difference_{name}", apart(mean, mean_replicates(reference)))
     if generalist := references[GENERALIST]:
-        pairs = zip(own, generalist, strict=True)
-        err = [err_replicates(item.accuracy_R, of_generalist.accuracy_R) for item, of_generalist in pairs]
-        found |= interval_of("err", np.mean(err, axis=0))
+        found |= interval_of("err", mean_values(err_of(*pair) for pair in zip(own, generalist, strict=True)))
     return found
 
 
@@ -214,14 +228,18 @@ def _summary(over_seeds: pl.DataFrame, drawn: Drawn) -> pl.DataFrame:
 
 
 def _wins_and_losses(rows: pl.DataFrame) -> dict[str, int]:
-    """On how many sets the difference to all references but itself lies above 0, and to one of them below 0."""
-    others = [name for name in REFERENCES if name != rows["name"][0]]
-    better = [pl.col(f"difference_{name}_low") > 0 for name in others]
-    worse = [pl.col(f"difference_{name}_high") < 0 for name in others]
-    return {
-        "wins": rows.filter(pl.all_horizontal(better)).height,
-        "losses": rows.filter(pl.any_horizontal(worse)).height,
-    }
+    """On how many sets a method is clearly better than all references but itself, and clearly worse than one."""
+    others = [name for name in PLAIN_MODELS if name != rows["name"][0]]
+    sides = [
+        [
+            confirmed_direction(
+                row[f"difference_{name}_low"], row[f"difference_{name}_high"], row[f"p_adjusted_{name}"]
+            )
+            for name in others
+        ]
+        for row in rows.iter_rows(named=True)
+    ]
+    return {"wins": sum(min(found) > 0 for found in sides), "losses": sum(min(found) < 0 for found in sides)}
 
 
 def _frame(records: list[dict[str, Any]], schema: pa.Schema) -> pl.DataFrame:

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.coefficients.evidence import EXPERT, GENERALIST
+from pipeline.results.comparisons import PLAIN_MODELS, confirmed_direction, direction
 from pipeline.results.ledger import LedgerRow, cost_text, ledger_rows, model_names
 from pipeline.results.marks import MARKS, sort_codes
 from pipeline.results.studies import Study
@@ -54,12 +54,14 @@ def study_table(study: Study) -> Table:
     """Tabulate a study: every method's mean accuracy over the sets of all studies and seeds, and by condition.
 
     The mean has its 95 % interval; "vs gen." and "vs exp." are differences in percentage points, with a star where
-    the interval of the difference leaves out 0; "+/-" counts the sets on which a method is clearly better than
-    generalist and expert, and clearly worse than one of them. Methods that look at labels are dimmed.
+    the interval of the difference leaves out 0 and, if there is one set only, the paired test confirms it; "+/-" counts
+    the sets on which a method is clearly better than generalist and expert, and clearly worse than one of them. Methods
+    that look at labels are dimmed.
     """
     conditions = study.over_seeds["condition"].drop_nulls().unique(maintain_order=True).to_list()
     by_condition = study.over_seeds.group_by("label", "condition").agg(pl.col("accuracy").mean())
     means = {(row["label"], row["condition"]): row["accuracy"] for row in by_condition.iter_rows(named=True)}
+    tested = {row["label"]: row for row in study.over_seeds.iter_rows(named=True)} if study.is_of_one_set else {}
     table = _table("Mean accuracy over all sets, studies and seeds, %", "Method", padding=0)
     for title in ("Mean", "95 %", "vs gen.", "vs exp.", *(name.removesuffix("-novel") for name in conditions), "+/-"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -67,7 +69,7 @@ def study_table(study: Study) -> Table:
         cells = [
             percent(row["accuracy"]),
             interval(row["accuracy_low"], row["accuracy_high"]),
-            *(_difference(row, f"difference_{reference}") for reference in (GENERALIST, EXPERT)),
+            *(_difference(row, reference, tested.get(row["label"])) for reference in PLAIN_MODELS),
             *(percent(means.get((row["label"], condition)), 1) for condition in conditions),
             f"{row['wins']}/{row['losses']}",
         ]
@@ -159,13 +161,13 @@ def _result_cells(row: Mapping[str, Any], of_set: Collection[str]) -> list[str]:
     ]
 
 
-def _difference(row: Mapping[str, Any], name: str) -> str:
-    """Percentage points, starred where the interval leaves out 0."""
-    if row[name] is None:
+def _difference(row: Mapping[str, Any], reference: str, tested: Mapping[str, Any] | None) -> str:
+    """Percentage points, starred where they are clear; ``tested`` has the p-value of the one set that there is."""
+    value, low, high = (row[f"difference_{reference}{end}"] for end in ("", "_low", "_high"))
+    if value is None:
         return ABSENT
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    is_clear = low is not None and high is not None and (low > 0 or high < 0)
-    return f"{100 * row[name]:+.2f}{'*' if is_clear else ' '}"
+    clear = confirmed_direction(low, high, tested[f"p_adjusted_{reference}"]) if tested else direction(low, high)
+    return f"{100 * value:+.2f}{'*' if clear else ' '}"
 
 
 def _ledger_cells(row: LedgerRow, models: list[str]) -> list[str]:

@@ -52,6 +52,12 @@ class Tally:
         return int(self.confusion_CC.sum())
 
     @property
+    def collapsed(self) -> bool:
+        """Whether all rows were given one class, although the labelled ones have more than one."""
+        occurring = np.count_nonzero(self.confusion_CC.sum(axis=1))
+        return np.count_nonzero(self.predicted_C) == 1 and occurring > 1
+
+    @property
     def mistakes(self) -> int:
         """Labelled rows that were given another class than their own."""
         return int(self.confusion_CC.sum() - np.trace(self.confusion_CC))

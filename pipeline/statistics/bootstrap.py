@@ -1,7 +1,9 @@
 """Stratified bootstrap over clusters: images that belong together (one patient, one base image) are drawn together.
 
-Clusters are drawn with replacement inside their stratum, as many as it has, so that no replicate loses a class. The
-class mix is thereby held fixed: a model that predicts one class for everything has an accuracy without any scatter.
+Clusters are drawn with replacement inside their stratum, as many as it has. A replicate thereby has about the class mix
+of the set, and exactly it where a stratum's clusters are all images of one class; only clusters that are alone of their
+kind, which share a stratum, can leave a replicate without a class. With the class mix held fixed, a model that predicts
+one class for everything has an accuracy without any scatter: that says nothing of how sure its accuracy is.
 
 All figures come from the same draws: a replicate is a vector of counts, one for each cluster, and what is summed over
 samples becomes a product of those counts with sums per cluster. Differences and means over evaluation sets are then
@@ -23,6 +25,9 @@ REPLICATES = 1_000
 CONFIDENCE = 0.95
 SEED = 20_251_027
 """Every draw comes from this seed and the names of the clusters, so that an evaluation can be repeated to the bit."""
+
+DECIMALS = 6
+"""Of an interval's ends: the replicates are stored as float32, whose residues must not decide the sign of an end."""
 
 COUNT_BYTES = 32 << 20
 """Counts that are in memory at a time."""
@@ -82,13 +87,13 @@ def replicate_sums(
 
 
 def percentile_interval(replicates: NDArray[np.floating]) -> tuple[float | None, float | None]:
-    """95 % percentile interval of replicates [R]; None where any of them is not finite."""
+    """95 % percentile interval of replicates [R] to 6 decimals; None where any of them is not finite."""
     values = np.asarray(replicates, np.float64)
     if not len(values) or not np.isfinite(values).all():
         return None, None
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
+    return round(float(low), DECIMALS) + 0.0, round(float(high), DECIMALS) + 0.0
 
 
 def _seed(names: Sequence[str]) -> int:

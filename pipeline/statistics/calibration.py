@@ -20,5 +20,9 @@ def expected_calibration_error(confidence_N: NDArray[np.floating], right_N: NDAr
     if not len(confidence_N):
         return None
     gap_N = confidence_N.astype(np.float64) - right_N
-    gap_B = np.bincount(confidence_bins(confidence_N), weights=gap_N, minlength=BINS)
-    return float(np.abs(gap_B).sum()) / len(confidence_N)
+    return calibration_error(np.bincount(confidence_bins(confidence_N), weights=gap_N, minlength=BINS), len(gap_N))
+
+
+def calibration_error(gap_B: NDArray[np.floating], count: int) -> float:
+    """ECE of ``count`` > 0 images, from the sum over the images of each bin of confidence minus whether it is right."""
+    return float(np.abs(gap_B).sum()) / count

@@ -3,6 +3,9 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+FAMILY_WISE_ERROR = 0.05
+"""An adjusted p-value below this confirms a difference."""
+
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """Holm's step-down adjustment (1979) of p-values [n], in their order: the family-wise error rate holds.

@@ -61,3 +61,8 @@ def test_the_nearest_training_set_is_what_names_are_compared_with() -> None:
 
 def test_nothing_is_said_where_no_training_is_known() -> None:
     assert compare_class_names(CELLS, {}, "in-domain") is None
+
+
+def test_a_training_set_without_names_says_nothing() -> None:
+    assert compare_class_names(CELLS, {"unnamed": []}, "in-domain") is None
+    assert found(["monocytes"], unnamed=[], cells=CELLS).training_set == "cells"

@@ -197,6 +197,14 @@ def test_a_card_alone_names_the_training_sets_but_leaves_their_images_unknown(fo
     assert result["evaluation_sets"]["cells-test"]["marks"] == ["duplicates-within", "class-names"]
 
 
+@pytest.mark.parametrize("stated", [{"class_names": []}, {}, {"class_names": None}], ids=["none", "absent", "null"])
+def test_a_card_without_class_names_says_nothing_of_them(folder: Path, stated: dict[str, Any]) -> None:
+    path = ingested(write_study(folder, finetune={}))
+    write_checkpoint(folder / "expert.safetensors", {}, {"training": {"sets": [stated]}})
+    entry = check(load_manifest(path))["evaluation_sets"]["cells-test"]
+    assert (entry["class_names"], entry["marks"]) == ([], ["duplicates-within"])
+
+
 def test_what_a_model_started_from_counts_as_its_training_too(folder: Path) -> None:
     started = training(init="base.safetensors")
     path = ingested(write_study(folder, finetune={"expert": started, "generalist": training(init="openai")}))

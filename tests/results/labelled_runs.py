@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
 from pipeline.store.files import write_json
@@ -97,3 +98,10 @@ def write_predictions(
     columns["probabilities"] = pa.FixedSizeListArray.from_arrays(flat, len(CLASSES))
     inputs = {"part": str(index), "answers": str(probabilities.sum(axis=0)), "labels": str(found.labels.sum())}
     write_part(run / "predictions" / method / found.name, index, columns, inputs)
+
+
+def record(frame: pl.DataFrame, **values: object) -> dict[str, object]:
+    """The one row with these values."""
+    found = frame.filter(pl.all_horizontal([pl.col(name) == value for name, value in values.items()]))
+    assert found.height == 1
+    return found.row(0, named=True)

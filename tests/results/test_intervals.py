@@ -1,5 +1,6 @@
 """Metrics of runs with probabilities, clusters and corruptions, against scikit-learn, scipy and plain loops."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +13,13 @@ from pipeline.results import metrics
 from pipeline.results.metrics import Evaluation, evaluate, evaluate_run
 from pipeline.statistics.multiple import holm
 
-from .labelled_runs import Images, corrupted, images, write_run
+from .labelled_runs import Images, corrupted, images, record, write_run
 from .run_factory import minimal_run, predicted_part, write_part
 
 SHARES = {"generalist": 0.6, "expert": 0.75, "t3": 0.8, "soup": 0.7}
 WORSE = {"generalist": 0.4, "expert": 0.45, "t3": 0.55, "soup": 0.5}
 LABELS = np.repeat([0, 1, 2], [60, 40, 20])
 WIDTH = "accuracy_high"
-
-
-def record(frame: pl.DataFrame, **values: object) -> dict[str, object]:
-    found = frame.filter(pl.all_horizontal([pl.col(name) == value for name, value in values.items()]))
-    assert found.height == 1
-    return found.row(0, named=True)
 
 
 def replicates(evaluation: Evaluation, name: str, method: str) -> dict[str, np.ndarray]:
@@ -159,7 +154,8 @@ def test_metrics_by_severity_are_those_of_the_images_at_that_severity(
 ) -> None:
     _, (_, found), evaluation = study
     table = evaluation.metrics_by_severity
-    assert table.height == 5 * len(SHARES)
+    assert table.height == 6 * len(SHARES)
+    table = table.filter(pl.col("severity") > 0)
     assert table["evaluation_set"].unique().to_list() == ["pixelate"]
     severity = np.array(found.severity)
     for row in table.iter_rows(named=True):
@@ -221,6 +217,16 @@ def test_relative_balanced_error_takes_the_clean_images_that_were_corrupted(tmp_
     assert row["rbe"] == pytest.approx(means[0] / means[1])
 
 
+def test_severity_zero_of_all_clean_images_is_the_clean_set(study: tuple[Path, list[Images], Evaluation]) -> None:
+    evaluation = study[2]
+    for method in SHARES:
+        row = record(evaluation.metrics_by_severity, method=method, severity=0)
+        clean = record(evaluation.metrics, method=method, evaluation_set="clean")
+        assert (row["corruption"], row["samples"]) == ("pixelate", clean["samples"])
+        for name in ("accuracy", "balanced_accuracy", "err", "ece", "accuracy_low", "accuracy_high"):
+            assert row[name] == pytest.approx(clean[name], abs=1e-6)
+
+
 def test_without_a_clean_set_or_a_generalist_the_ratios_are_null(tmp_path: Path) -> None:
     clean = images("clean", LABELS, SHARES)
     found = corrupted(clean, "pixelate", WORSE)
@@ -256,6 +262,7 @@ def test_comparisons_equal_scipy_and_are_adjusted_within_set_and_reference(
             assert row["test"] == ("exact McNemar" if small else "McNemar")
         else:
             share = (right.astype(int) - other).reshape(5, 120).sum(axis=0) / 5
+            assert np.count_nonzero(share) >= 25
             expected = chi2.sf(share.sum() ** 2 / (share**2).sum(), 1)
             assert row["test"] == "clustered McNemar"
         assert row["p_value"] == pytest.approx(expected)
@@ -298,13 +305,17 @@ def test_an_image_that_one_method_rejected_is_left_out_of_its_figures_only(tmp_p
     assert (comparison["samples"], comparison["discordant_reference"], comparison["discordant_method"]) == (3, 1, 0)
 
 
-def test_collapse_on_one_class_is_marked(tmp_path: Path) -> None:
-    run = minimal_run(tmp_path, {"set": None, "one": None}, ["t3", "soup"])
-    for name, true in (("set", [0, 0, 1]), ("one", [0, 0, 0])):
-        predicted_part(run, "t3", name, 0, range(3), [0, 0, 0], true)
-        predicted_part(run, "soup", name, 0, range(3), [0, 1, 0], true)
-    frame = evaluate_run(run)
-    assert frame["marks"].to_list() == [["majority-collapse"], [], [], []]
+def test_the_order_of_methods_and_sets_is_part_of_what_an_evaluation_depends_on(tmp_path: Path) -> None:
+    sets = [images(name, LABELS, SHARES, prefix=name) for name in ("a", "b")]
+    run = write_run(tmp_path, sets)
+    assert evaluate_run(run)["method"].to_list() == [*SHARES, *SHARES]
+    record_of = json.loads((run / "run.json").read_text())
+    record_of["manifest"]["methods"] = [*SHARES][::-1]
+    record_of["manifest"]["evaluation_sets"] = record_of["manifest"]["evaluation_sets"][::-1]
+    (run / "run.json").write_text(json.dumps(record_of))
+    again = evaluate_run(run)
+    assert again["method"].to_list() == 2 * [*SHARES][::-1]
+    assert again["evaluation_set"].unique(maintain_order=True).to_list() == ["b", "a"]
 
 
 def test_an_evaluation_is_read_again_while_nothing_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,16 @@ def test_an_interval_holds_the_middle_95_percent() -> None:
     assert percentile_interval(np.zeros(0)) == (None, None)
 
 
+def test_an_interval_ends_at_zero_where_only_the_residue_of_stored_replicates_does_not() -> None:
+    """A gain of 1/156 on one set and a loss of 1/156 on another, of replicates that are stored as float32."""
+    gain = np.float32(101 / 156) - np.float64(np.float32(100 / 156))
+    loss = np.float32(111 / 156) - np.float64(np.float32(112 / 156))
+    residue = (gain + loss) / 2
+    assert residue != 0
+    assert percentile_interval(np.full(1000, residue)) == (0.0, 0.0)
+    assert str(percentile_interval(np.full(9, -1e-8))[0]) == "0.0", "no minus sign is left of it"
+
+
 @pytest.mark.slow
 def test_intervals_of_clustered_accuracies_cover_the_truth_19_times_in_20() -> None:
     """Images of a cluster share how hard they are; taken for independent ones they would promise far too much."""

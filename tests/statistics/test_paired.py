@@ -1,3 +1,6 @@
+from fractions import Fraction
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, chi2
 
 from pipeline.statistics.multiple import holm
-from pipeline.statistics.paired import CLUSTERED, EXACT, MCNEMAR, PairedTest, mcnemar
+from pipeline.statistics.paired import CLUSTERED, EXACT, MCNEMAR, SIGN_FLIP, PairedTest, mcnemar
 
 
 def outcomes(both: int, first: int, second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -29,8 +32,8 @@ def test_single_images_with_more_disagreements_have_mcnemars_chi_square() -> Non
 
 
 def test_clustered_test_equals_the_sums_over_clusters_by_hand() -> None:
-    """Five clusters of given (both, only first, only second, neither): the R package clust.bin.pair's own example."""
-    tables = np.array([[1, 51, 18, 0], [3, 67, 26, 2], [0, 44, 43, 1], [1, 58, 21, 3], [2, 47, 28, 4]])
+    """Clusters of given (both, only first, only second, neither): the R package clust.bin.pair's own five, repeated."""
+    tables = np.array(5 * [[1, 51, 18, 0], [3, 67, 26, 2], [0, 44, 43, 1], [1, 58, 21, 3], [2, 47, 28, 4]])
     first, second, clusters = [], [], []
     for cluster, table in enumerate(tables):
         right, other = outcomes(*table)
@@ -39,10 +42,10 @@ def test_clustered_test_equals_the_sums_over_clusters_by_hand() -> None:
         clusters.append(np.full(table.sum(), 7 * cluster))
     found = mcnemar(*(np.concatenate(column) for column in (first, second, clusters)))
     shares = [33 / 70, 41 / 98, 1 / 88, 37 / 83, 19 / 81]
-    statistic = sum(shares) ** 2 / sum(share**2 for share in shares)
-    assert statistic == pytest.approx(3.842, abs=0.001)
+    statistic = 5 * sum(shares) ** 2 / sum(share**2 for share in shares)
+    assert statistic == pytest.approx(5 * 3.842, abs=0.005)
     assert found.test == CLUSTERED
-    assert (found.discordant_first, found.discordant_second) == (267, 136)
+    assert (found.discordant_first, found.discordant_second) == (5 * 267, 5 * 136)
     assert found.statistic == pytest.approx(statistic)
     assert found.p_value == pytest.approx(chi2.sf(statistic, 1))
 
@@ -53,26 +56,25 @@ def test_copies_of_every_image_in_its_cluster_change_nothing(first_only: int, se
     single = mcnemar(first, second, np.arange(len(first)))
     clustered = mcnemar(*(np.repeat(column, copies) for column in (first, second, np.arange(len(first)))))
     discordant = first_only + second_only
-    chi_square = (first_only - second_only) ** 2 / discordant if discordant else None
-    if discordant:
-        assert clustered.test == CLUSTERED
-        assert clustered.statistic == pytest.approx(chi_square)
+    assert single.p_value == pytest.approx(clustered.p_value)
     if discordant >= 25:
+        assert clustered.test == CLUSTERED
         assert single.statistic == pytest.approx(clustered.statistic)
-        assert single.p_value == pytest.approx(clustered.p_value)
+    elif discordant:
+        assert (clustered.test, clustered.statistic) == (SIGN_FLIP, None)
 
 
 def test_exact_test_needs_single_images_only_where_the_two_disagree() -> None:
     first, second = outcomes(4, 2, 1, 0)
     assert mcnemar(first, second, np.array([0, 0, 0, 0, 1, 2, 3])).test == EXACT
-    assert mcnemar(first, second, np.array([0, 1, 2, 3, 4, 4, 5])).test == CLUSTERED
+    assert mcnemar(first, second, np.array([0, 1, 2, 3, 4, 4, 5])).test == SIGN_FLIP
 
 
 def test_without_any_disagreement_nothing_speaks_for_either() -> None:
     same = np.array([True, False, True])
     assert mcnemar(same, same, np.arange(3)) == PairedTest(EXACT, 0, 0, None, 1.0)
     balanced = mcnemar(np.array([True, False]), np.array([False, True]), np.array([5, 5]))
-    assert balanced == PairedTest(CLUSTERED, 1, 1, 0.0, 1.0)
+    assert balanced == PairedTest(SIGN_FLIP, 1, 1, None, 1.0)
     none = np.zeros(0, bool)
     assert mcnemar(none, none, np.zeros(0, np.int64)).p_value == 1.0
 
@@ -97,3 +99,42 @@ def test_holm_rejects_what_its_sequential_definition_rejects(p_values: list[floa
     # Equal p-values are one decision, wherever they stand in the order.
     assert {p_values[place] for place in rejected} == {p_values[place] for place in np.flatnonzero(adjusted <= level)}
     assert (adjusted >= p_values).all()
+
+
+@pytest.mark.parametrize("clusters", [4, 5, 16, 24])
+def test_few_clusters_that_all_speak_for_one_side_have_the_binomial_p_value(clusters: int) -> None:
+    """The chi-square of 4 such clusters would have p = 0.046, and no test of 4 signs can be below 0.125."""
+    right = np.repeat([True], 2 * clusters)
+    found = mcnemar(right, ~right, np.arange(2 * clusters) // 2)
+    assert found == PairedTest(SIGN_FLIP, 2 * clusters, 0, None, pytest.approx(2 * 0.5**clusters))
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=9))
+def test_few_clusters_are_tested_by_all_patterns_of_signs(tables: list[tuple[int, int, int]]) -> None:
+    columns = [outcomes(both, first, second, 0) for both, first, second in tables]
+    first, second = (np.concatenate(column) for column in zip(*columns, strict=True))
+    found = mcnemar(first, second, np.repeat(np.arange(len(tables)), [sum(table) for table in tables]))
+    if found.test == EXACT:
+        return
+    assert found.test == SIGN_FLIP
+    shares = [Fraction(b - c, a + b + c) for a, b, c in tables]
+    sums = [
+        abs(sum(sign * share for sign, share in zip(signs, shares, strict=True)))
+        for signs in product((-1, 1), repeat=len(shares))
+    ]
+    assert found.p_value == pytest.approx(sum(value >= abs(sum(shares)) for value in sums) / len(sums))
+
+
+def test_from_25_clusters_on_the_chi_square_is_used() -> None:
+    first, second = outcomes(0, 20, 5, 0)
+    pairs = [np.repeat(column, 2) for column in (first, second, np.arange(25))]
+    assert mcnemar(*pairs).test == CLUSTERED
+    assert mcnemar(*(column[2:] for column in pairs)).test == SIGN_FLIP
+
+
+def test_clusters_that_speak_for_neither_side_do_not_make_a_small_sample_large() -> None:
+    """40 clusters in which each side wins one image say nothing; of the other 4, all speak for the first."""
+    first = np.concatenate([np.tile([True, False], 40), np.ones(8, bool)])
+    second = np.concatenate([np.tile([False, True], 40), np.zeros(8, bool)])
+    found = mcnemar(first, second, np.arange(88) // 2)
+    assert found == PairedTest(SIGN_FLIP, 48, 40, None, pytest.approx(0.125))

@@ -1,17 +1,16 @@
 """What answers cost: forward calls of each method, and the accuracy they buy."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from pipeline.results.layout import method_labels
-from pipeline.results.ledger import ledger_rows
 from pipeline.results.report.drawing import GRID, MAIN_METHODS, SMALL, colour, draw, look_of, open_axes, spread, wrapped
 from pipeline.results.report.figure import Figure
 from pipeline.results.report.places import group_runs, sentences
+from pipeline.results.report.spending import Spending, spent, sum_by
 
 STAGE_ONE = "stage one, once per archive"
 BAR_INCHES, LINE_INCHES, MARGIN_INCHES, SCATTER_INCHES = 0.19, 0.13, 0.6, 3.6
@@ -20,20 +19,6 @@ LINEAR = 2.0
 """Costs up to here stand on a linear axis, further ones on a logarithmic one, with their names to the left."""
 LABEL_SHARE = 0.05
 """Distance between labels, as a share of the vertical axis."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Image forward calls of one method over all runs, and what one plain model needs for the same images."""
-
-    method: str
-    calls: int
-    unit: int
-
-    @property
-    def passes(self) -> float:
-        """Calls in units of B."""
-        return self.calls / self.unit if self.unit else 0.0
 
 
 def cost_figures(runs: Sequence[Path], frame: pl.DataFrame) -> list[Figure]:
@@ -51,18 +36,24 @@ def cost_figures(runs: Sequence[Path], frame: pl.DataFrame) -> list[Figure]:
     return [_bars(costs, len(runs)), *([_scatter(costs, scored)] if scored else [])]
 
 
-def read_costs(runs: Sequence[Path]) -> dict[str, Cost]:
-    """Costs by label of the method, all runs together: stage one first, then the methods in the manifest's order."""
-    found: dict[str, Cost] = {}
-    for study in group_runs(runs):
-        for run, run_json in zip(study.runs, study.run_jsons, strict=True):
-            rows = ledger_rows(run_json)
-            labels = method_labels(run, [row.method for row in rows if row.method])
-            for row in rows:
-                label, method = (labels[row.method], row.method) if row.method else (STAGE_ONE, row.stage)
-                earlier = found.get(label, Cost(method, 0, 0))
-                found[label] = Cost(earlier.method, earlier.calls + row.calls, earlier.unit + row.unit)
-    return found
+def read_costs(runs: Sequence[Path]) -> dict[str, Spending]:
+    """What methods spent by their label, all runs together: stage one first, then as the manifest lists them."""
+    pairs = [pair for study in group_runs(runs) for pair in zip(study.runs, study.run_jsons, strict=True)]
+    return sum_by(named for run, run_json in pairs for named in _by_label(run, run_json))
+
+
+def _by_label(run: Path, run_json: Mapping[str, Any]) -> list[tuple[str, Spending]]:
+    found = spent(run_json)
+    labels = method_labels(run, [item.method for item in found if item.method])
+    return [(labels[item.method] if item.method else STAGE_ONE, item) for item in found]
+
+
+def _name_of(item: Spending) -> str:
+    return item.method or item.stage
+
+
+def _passes(item: Spending) -> float:
+    return item.cost or 0.0
 
 
 def mean_accuracies(frame: pl.DataFrame) -> dict[str, float]:
@@ -78,32 +69,32 @@ def mean_accuracies(frame: pl.DataFrame) -> dict[str, float]:
     return dict(means.filter(pl.col("sets") == sets).select("label", "accuracy").iter_rows())
 
 
-def _data(costs: Mapping[str, Cost]) -> pl.DataFrame:
+def _data(costs: Mapping[str, Spending]) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "label": list(costs),
-            "method": [cost.method for cost in costs.values()],
+            "method": [_name_of(cost) for cost in costs.values()],
             "calls": [cost.calls for cost in costs.values()],
             "unit": [cost.unit for cost in costs.values()],
-            "cost": [cost.passes for cost in costs.values()],
+            "cost": [_passes(cost) for cost in costs.values()],
         }
     )
 
 
-def _bars(costs: Mapping[str, Cost], runs: int) -> Figure:
+def _bars(costs: Mapping[str, Spending], runs: int) -> Figure:
     names = [wrapped(label, 28) for label in costs]
     heights = [BAR_INCHES + LINE_INCHES * name.count("\n") for name in names]
     centres = [sum(heights[:index]) + heights[index] / 2 for index in range(len(heights))]
 
     def paint(figure: Any) -> None:
         axes = figure.add_subplot()
-        passes = [cost.passes for cost in costs.values()]
-        tints = [colour(look_of(cost.method).colour) for cost in costs.values()]
+        passes = [_passes(cost) for cost in costs.values()]
+        tints = [colour(look_of(_name_of(cost)).colour) for cost in costs.values()]
         axes.barh(centres, passes, height=0.12, color=tints, linewidth=0)
         for centre, cost in zip(centres, costs.values(), strict=True):
             axes.annotate(
-                f"{cost.passes:.2f}" if cost.calls else "0",
-                (cost.passes, centre),
+                f"{cost.cost:.2f}" if cost.cost else "0",
+                (_passes(cost), centre),
                 (3, 0),
                 textcoords="offset points",
                 va="center",
@@ -130,17 +121,17 @@ def _bars(costs: Mapping[str, Cost], runs: int) -> Figure:
     )
 
 
-def _describe(costs: Mapping[str, Cost]) -> str:
+def _describe(costs: Mapping[str, Spending]) -> str:
     """Labels by what they cost, the cheapest first."""
     by_cost: dict[str, list[str]] = {}
-    for label, cost in sorted(costs.items(), key=lambda item: item[1].passes):
-        by_cost.setdefault(f"{cost.passes:.2f} B" if cost.calls else "No forward", []).append(label)
+    for label, cost in sorted(costs.items(), key=lambda item: _passes(item[1])):
+        by_cost.setdefault(f"{cost.cost:.2f} B" if cost.cost else "No forward", []).append(label)
     return " ".join(f"{cost}: {', '.join(labels)}." for cost, labels in by_cost.items())
 
 
-def _scatter(costs: Mapping[str, Cost], accuracies: Mapping[str, float]) -> Figure:
+def _scatter(costs: Mapping[str, Spending], accuracies: Mapping[str, float]) -> Figure:
     """Accuracy against cost; the main methods and the best one carry their names."""
-    points = {label: (costs[label].passes, accuracy) for label, accuracy in accuracies.items()}
+    points = {label: (_passes(costs[label]), accuracy) for label, accuracy in accuracies.items()}
     best = max(accuracies, key=lambda label: accuracies[label])
     named = [label for label in points if costs[label].method in MAIN_METHODS or label == best]
     told = sorted(named, key=lambda label: -accuracies[label])
@@ -150,7 +141,7 @@ def _scatter(costs: Mapping[str, Cost], accuracies: Mapping[str, float]) -> Figu
     def paint(figure: Any) -> None:
         axes = figure.add_subplot()
         for label, (passes, accuracy) in points.items():
-            look = look_of(costs[label].method)
+            look = look_of(_name_of(costs[label]))
             marks = {"marker": look.marker, "color": colour(look.colour), "markersize": 5}
             axes.plot(passes, accuracy, linestyle="none", zorder=3 if label in named else 2, **marks)
         gap = LABEL_SHARE * (high - low + 2 * margin)

@@ -14,9 +14,9 @@ from pipeline.results.report.drawing import GRID, INK, MAIN_METHODS, SMALL, colo
 from pipeline.results.report.figure import Figure, counted
 from pipeline.results.report.pairs import read_labels, read_logits
 from pipeline.results.report.places import Place, main_methods, places, sentences
+from pipeline.statistics.calibration import BINS, calibration_error, confidence_bins
 from pipeline.store.tables import read_table
 
-BINS = 15
 COLUMNS = 2
 HEIGHTS = (5.0, 1.0)
 ROW_INCHES, MARGIN_INCHES = 1.95, 0.35
@@ -51,7 +51,7 @@ class Reliability:
     @property
     def ece(self) -> float:
         """Expected calibration error: mean over samples of |accuracy - confidence| of their bin (Guo et al. 2017)."""
-        return float(np.abs(self.correct - self.confidence).sum() / self.samples)
+        return calibration_error(self.confidence - self.correct, self.samples)
 
 
 def reliability_figures(runs: Sequence[Path]) -> list[Figure]:
@@ -80,7 +80,7 @@ def read_reliability(folder: Path) -> Reliability:
         (probabilities,) = read_logits(path, ["probabilities"])
         top = probabilities[labelled].max(axis=1).astype(np.float64)
         right = read_table(path, ["prediction"])["prediction"].to_numpy()[labelled] == labels[labelled]
-        bins = np.clip(np.ceil(top * BINS).astype(np.int64) - 1, 0, BINS - 1)
+        bins = confidence_bins(top)
         counts += np.bincount(bins, minlength=BINS)
         correct += np.bincount(bins[right], minlength=BINS)
         confidence += np.bincount(bins, weights=top, minlength=BINS)

@@ -1,6 +1,6 @@
 """Accuracy by severity of a corruption, from the clean images on: a figure for each corrupted evaluation set."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from pipeline.results.report.drawing import MAIN_METHODS, SMALL, colour, draw, l
 from pipeline.results.report.figure import Figure
 from pipeline.results.report.places import Place, places, sentences
 
-BY_SEVERITY, METRICS = "metrics_by_severity.parquet", "metrics.parquet"
+BY_SEVERITY = "metrics_by_severity.parquet"
 COLUMNS = 2
 ROW_INCHES, MARGIN_INCHES, LEGEND_INCHES = 1.9, 0.6, 0.17
 APART = 0.06
@@ -20,45 +20,30 @@ DRAWN = ("method", "label", "corruption", "severity", "samples", "accuracy", *IN
 
 
 def severity_figures(runs: Sequence[Path]) -> list[Figure]:
-    """Draw accuracy by severity for the main methods, a panel for each corruption; severity 0 is the clean set.
+    """Draw accuracy by severity for the main methods, a panel for each corruption; severity 0 is the clean images.
 
-    Reads ``metrics_by_severity.parquet`` of each run, and ``metrics.parquet`` for the set that the manifest names as
-    ``clean``; runs without the former have no figure. Whiskers are the 95 % intervals of one run; of several seeds,
-    lines are means over seeds and whiskers reach from the lowest seed to the highest. ``data``: method, label,
-    corruption, severity, samples, accuracy, accuracy_low, accuracy_high, seeds.
+    Reads ``metrics_by_severity.parquet`` of each run; runs without it have no figure. Whiskers are the 95 % intervals
+    of one run; of several seeds, lines are means over seeds and whiskers reach from the lowest seed to the highest.
+    ``data``: method, label, corruption, severity, samples, accuracy, accuracy_low, accuracy_high, seeds.
     """
     tables = {run: pl.read_parquet(run / BY_SEVERITY) for run in runs if (run / BY_SEVERITY).is_file()}
     sets = {run: set(table["evaluation_set"]) for run, table in tables.items()}
     figures = []
     for place in places(runs, lambda run, name: name in sets.get(run, ())):
-        seeds = [_of_set(run, tables[run], place) for run in place.study.runs if run in tables]
+        seeds = [_main_rows(tables[run], place.evaluation_set) for run in place.study.runs if run in tables]
         data = _over_seeds([seed for seed in seeds if seed.height])
         if data.height:
             figures.append(_figure(place, data))
     return figures
 
 
-def _of_set(run: Path, table: pl.DataFrame, place: Place) -> pl.DataFrame:
-    """Rows of one run: the main methods at every severity, and at 0 once for each corruption."""
-    rows = table.filter(pl.col("evaluation_set") == place.evaluation_set, pl.col("accuracy").is_not_null())
+def _main_rows(table: pl.DataFrame, evaluation_set: str) -> pl.DataFrame:
+    """Rows of one evaluation set: each main method, at its first settings, at every severity."""
+    rows = table.filter(pl.col("evaluation_set") == evaluation_set, pl.col("accuracy").is_not_null())
     name = pl.col("method").str.split("@").list.first()
     rows = rows.filter(name.is_in(MAIN_METHODS)).select(*DRAWN)
     first = rows.group_by(name.alias("name"), maintain_order=True).agg(pl.col("method").first())["method"]
-    rows = rows.filter(pl.col("method").is_in(first.to_list()))
-    clean = _clean_set(place)
-    if clean is None or not (run / METRICS).is_file():
-        return rows
-    metrics = pl.read_parquet(run / METRICS).filter(pl.col("evaluation_set") == clean)
-    metrics = metrics.filter(pl.col("accuracy").is_not_null())
-    absent = [pl.lit(None, pl.Float64).alias(column) for column in INTERVAL if column not in metrics.columns]
-    at_zero = metrics.with_columns(pl.lit(0, rows.schema["severity"]).alias("severity"), *absent)
-    corruptions = rows.select("method", "corruption").unique(maintain_order=True)
-    return pl.concat([at_zero.join(corruptions, on="method").select(*DRAWN), rows])
-
-
-def _clean_set(place: Place) -> str | None:
-    listed: Sequence[Mapping[str, Any]] = place.run_json["manifest"].get("evaluation_sets", [])
-    return next((entry.get("clean") for entry in listed if entry["name"] == place.evaluation_set), None)
+    return rows.filter(pl.col("method").is_in(first.to_list()))
 
 
 def _over_seeds(seeds: Sequence[pl.DataFrame]) -> pl.DataFrame:
@@ -92,12 +77,12 @@ def _figure(place: Place, data: pl.DataFrame) -> Figure:
     if seeds == 1:
         whiskers = "Whiskers: 95 % intervals." if has_intervals else ""
     has_clean = bool((data["severity"] == 0).any())
+    before = "Severity 0 is the same images before they were corrupted."
+    start = before if has_clean else "The clean images were not scored."
     return Figure(
         id=identifier,
         title=f"Accuracy by severity on {place.title}",
-        caption=sentences(
-            "Severity 0 is the clean image." if has_clean else "The clean images were not scored.", whiskers
-        ),
+        caption=sentences(start, whiskers),
         description=_describe(data),
         svg=_draw(identifier, data),
         data=data,

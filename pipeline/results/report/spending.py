@@ -1,15 +1,27 @@
 """What stages and methods spent, summed over the runs of a report (the ledger of each ``run.json``)."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.results.ledger import LedgerRow, ledger_rows
 
+SUMMED = (
+    "calls",
+    "images",
+    "unit",
+    "samples",
+    "text_calls",
+    "merges",
+    "merges_skipped",
+    "batches",
+    "seconds",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Spending:
-    """One stage, for one method where the stage is ``infer``, over all runs; ``unit`` is B of all runs together."""
+    """One stage, for one method where the stage is ``infer``, of one run or several; ``unit`` is B of all together."""
 
     stage: str
     method: str | None
@@ -37,29 +49,44 @@ class Spending:
 
 def spending(run_jsons: Sequence[Mapping[str, Any]]) -> list[Spending]:
     """Sum the ledgers of several runs: stage one first, then methods in the order in which the runs list them."""
-    found: dict[tuple[str, str | None], list[tuple[LedgerRow, int]]] = {}
-    for run_json in run_jsons:
-        for row in ledger_rows(run_json):
-            found.setdefault((row.stage, row.method), []).append((row, _samples(run_json, row)))
-    ordered = sorted(found.items(), key=lambda item: item[0][0] != "precompute")
-    return [_total(stage, method, rows) for (stage, method), rows in ordered]
+    every = [item for run_json in run_jsons for item in spent(run_json)]
+    found = sum_by(((item.stage, item.method), item) for item in every)
+    return sorted(found.values(), key=lambda item: item.stage != "precompute")
 
 
-def _total(stage: str, method: str | None, rows: list[tuple[LedgerRow, int]]) -> Spending:
-    models = dict.fromkeys(name for row, _ in rows for name in row.image_calls)
+def spent(run_json: Mapping[str, Any]) -> list[Spending]:
+    """What a single run spent, by stage and method."""
+    return [_of_row(row, _samples(run_json, row)) for row in ledger_rows(run_json)]
+
+
+def sum_by[Key: Hashable](items: Iterable[tuple[Key, Spending]]) -> dict[Key, Spending]:
+    """Sums of what has the same key, which take stage and method of the first."""
+    found: dict[Key, Spending] = {}
+    for key, item in items:
+        found[key] = _add(found[key], item) if key in found else item
+    return found
+
+
+def _add(first: Spending, second: Spending) -> Spending:
+    models = dict.fromkeys([*first.image_calls, *second.image_calls])
+    calls = {name: first.image_calls.get(name, 0) + second.image_calls.get(name, 0) for name in models}
+    return replace(first, image_calls=calls, **{name: getattr(first, name) + getattr(second, name) for name in SUMMED})
+
+
+def _of_row(row: LedgerRow, samples: int) -> Spending:
     return Spending(
-        stage=stage,
-        method=method,
-        image_calls={name: sum(row.image_calls.get(name, 0) for row, _ in rows) for name in models},
-        calls=sum(row.calls for row, _ in rows),
-        images=sum(row.images for row, _ in rows),
-        unit=sum(row.unit for row, _ in rows),
-        samples=sum(samples for _, samples in rows),
-        text_calls=sum(row.text_calls for row, _ in rows),
-        merges=sum(row.merges for row, _ in rows),
-        merges_skipped=sum(row.merges_skipped for row, _ in rows),
-        batches=sum(row.batches for row, _ in rows),
-        seconds=sum(row.seconds for row, _ in rows),
+        stage=row.stage,
+        method=row.method,
+        image_calls=row.image_calls,
+        calls=row.calls,
+        images=row.images,
+        unit=row.unit,
+        samples=samples,
+        text_calls=row.text_calls,
+        merges=row.merges,
+        merges_skipped=row.merges_skipped,
+        batches=row.batches,
+        seconds=row.seconds,
     )
 
 

@@ -32,7 +32,7 @@ def test_costs_are_calls_over_those_of_one_plain_model(run: Path) -> None:
     costs = read_costs([run])
     assert list(costs) == [STAGE_ONE, "t3", "t3-lambda", LABEL]
     assert [(cost.calls, cost.unit) for cost in costs.values()] == [(400, 200), (200, 200), (200, 200), (600, 200)]
-    assert [cost.passes for cost in costs.values()] == [2.0, 1.0, 1.0, 3.0]
+    assert [cost.cost for cost in costs.values()] == [2.0, 1.0, 1.0, 3.0]
 
 
 def test_runs_are_added_before_they_are_divided(run: Path, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.results.report.reliability import BINS, read_reliability, reliability_figures
+from pipeline.results.report.reliability import read_reliability, reliability_figures
+from pipeline.statistics.calibration import BINS
 
 from .factory import pair_run, predict, random_set
 
