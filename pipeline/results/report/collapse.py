@@ -31,7 +31,9 @@ def without_false_certainty(results: Results) -> Results:
     sets = _blank(sets, alone, ACCURACY)
     for reference in REFERENCES:
         columns = [*_of_difference(reference), *(("err_low", "err_high") if reference == GENERALIST else ())]
-        both = [own and (*place, reference) in collapsed for own, place in zip(alone, sets.select(SET).rows(), strict=True)]
+        both = [
+            own and (*place, reference) in collapsed for own, place in zip(alone, sets.select(SET).rows(), strict=True)
+        ]
         sets = _blank(sets, both, columns)
     pairs = results.comparisons.select(*PLACE, "reference").rows()
     both = [{(*place, method), (*place, reference)} <= collapsed for *place, method, reference in pairs]

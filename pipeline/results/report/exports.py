@@ -157,8 +157,4 @@ def _latex_cell(cell: Cell, column: Column, place: Place, symbols: Mapping[str, 
     text = escape(value_text(cell, column))
     text = rf"\textbf{{{text}}}" if place == "best" else rf"\underline{{{text}}}" if place == "second" else text
     interval = interval_text(cell, column)
-    return (
-        text
-        + _latex_marks(cell.marks, symbols)
-        + (rf" {{\scriptsize ({escape(interval)})}}" if interval else "")
-    )
+    return text + _latex_marks(cell.marks, symbols) + (rf" {{\scriptsize ({escape(interval)})}}" if interval else "")

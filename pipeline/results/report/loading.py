@@ -54,7 +54,9 @@ def load_results(study: Study, runs: Sequence[Path], run_jsons: Sequence[Mapping
         ),
         overlaps=tuple(
             dict.fromkeys(
-                (str(manifest["name"]), overlap) for run, manifest in manifests.items() for overlap in read_overlaps(run)
+                (str(manifest["name"]), overlap)
+                for run, manifest in manifests.items()
+                for overlap in read_overlaps(run)
             )
         ),
     )
