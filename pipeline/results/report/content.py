@@ -45,10 +45,10 @@ SETS_NOTE = (
     "Balanced accuracy counts every class alike. AUC: one class against the rest, mean over classes. ECE: how far "
     "stated confidence is from the rate of being right; chance only adds to it, and adds again whenever images are "
     "drawn anew, so its interval lies too high and may even leave out the value. Err: errors as a percentage of the "
-    "generalist's. BE: the balanced error over severities as a ratio to the generalist's; rBE: the same with the error "
-    "on clean images taken from both (MedMNIST-C's definitions, with the generalist as reference). Accuracy equal to the rate of the most "
-    "common class, with few classes predicted, means that a method has collapsed. Mean λ is the weight of the expert "
-    "that was applied."
+    "generalist's. BE: the balanced error over severities as a ratio to the generalist's; rBE: the same with the "
+    "error on clean images taken from both (MedMNIST-C's definitions, with the generalist as reference). Accuracy "
+    "equal to the rate of the most common class, with few classes predicted, means that a method has collapsed. Mean "
+    "λ is the weight of the expert that was applied."
 )
 GALLERY_NOTE = (
     "The images on which generalist and expert disagree most, largest divergence first, with the class and the "
@@ -61,10 +61,10 @@ LAST = ("costs", "data")
 ANSWER = ("class_name", "probability")
 COSTS_NOTE = (
     "Merging online runs every source and the merged model each time: 3 B for a generalist and an expert. Here stage "
-    "one pays for the sources once; scoring with a merged model that whole batches share is then 1 B, as often as it is "
-    "repeated. Where every image has a λ of its own it is from 2 B, where a batch goes through both models' weights at "
-    "once, up to one forward call for each image, where the models are merged anew for each (the merge loop). What is "
-    "not listed was read from stage one without a forward pass."
+    "one pays for the sources once; scoring with a merged model that whole batches share is then 1 B, as often as it "
+    "is repeated. Where every image has a λ of its own it is from 2 B, where a batch goes through both models' "
+    "weights at once, up to one forward call for each image, where the models are merged anew for each (the merge "
+    "loop). What is not listed was read from stage one without a forward pass."
 )
 
 

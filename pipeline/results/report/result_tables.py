@@ -43,7 +43,8 @@ def methods_table(results: Results, costs: Sequence[Spending]) -> Table:
             f"Means over {count_sets(over)} with labels, each counted once whatever its size{_and_seeds(results)}. "
             "Differences are in accuracy, in percentage points; a mean over several sets has no test. OOD averages "
             "base-to-novel, noise and digital. mCE is the mean Err of all conditions but in-domain; Err is 100 for the "
-            "generalist, and less is better. Cost is in units of B, the forward calls of one plain model, after stage one. {INTERVALS}"
+            "generalist, and less is better. Cost is in units of B, the forward calls of one plain model, after "
+            f"stage one. {INTERVALS}"
         ),
         heading="Method",
         columns=(
