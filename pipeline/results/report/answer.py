@@ -105,17 +105,22 @@ def _warnings(results: Results, row: Mapping[str, Any]) -> Iterable[str]:
         rows = labelled.filter(pl.col("marks").list.contains(code))
         seen = [results.name_of(*place) for place in rows.select("study", "evaluation_set").rows()]
         if seen:
-            yield f"{MARKS[code].symbol} {MARKS[code].title.capitalize()}: {some_of(seen, every)}. Counts are below."
-    yield from _collapsed(results, row)
-
-
-def _collapsed(results: Results, row: Mapping[str, Any]) -> Iterable[str]:
+            where = some_of(seen, every) + _share(results, code)
+            yield f"{MARKS[code].symbol} {MARKS[code].title.capitalize()}: {where}."
     if found := collapse_statement(results, row["method"]):
         yield f"{found}: its accuracy there is the share of that class, no matter what the images show."
     for reference in REFERENCES:
         if reference != row["method"] and (found := collapse_statement(results, reference)):
             ratios = ", and Err, mCE, BE and rBE, which are ratios to it, say as little" * (reference == GENERALIST)
             yield f"{found}: a difference to it is one to the share of that class, not to a model at work{ratios}."
+
+
+def _share(results: Results, code: str) -> str:
+    """How much of a set was found again at most, by what `pipeline check` counted; empty where it kept no counts."""
+    shares = [overlap.count / overlap.images for _, overlap in results.overlaps if overlap.code == code]
+    if not shares:
+        return ""
+    return f", at most {percent(max(shares))} % of a set's images in any one training or validation set"
 
 
 def _compared(row: Mapping[str, Any]) -> list[str]:
@@ -168,7 +173,6 @@ def _sureness(results: Results, row: Mapping[str, Any]) -> Iterable[str]:
             f"The mean of {row['label']} was compared with none: comparisons are with generalist and expert, and set "
             f"by set with t3 and t3-batch. {_runner_up(results, row)}"
         )
-    yield from _collapsed(results, row)
     balanced = [other for other in results.ranked if other["balanced_accuracy"] is not None]
     if not balanced or row["balanced_accuracy"] is None:
         return

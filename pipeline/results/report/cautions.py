@@ -69,7 +69,9 @@ def _marked(results: Results) -> Iterable[str]:
     for code, mark in MARKS.items():
         where = collapsed_methods(results) if code == COLLAPSE else _marked_sets(results, code)
         if found := list(where):
-            yield f"{mark.symbol} {mark.title.capitalize()}: {'; '.join(found)}. {mark.explanation}"
+            corrupted = any(overlap.code == code and overlap.through_base for _, overlap in results.overlaps)
+            clean = " Corrupted images are counted by their clean ones." if corrupted else ""
+            yield f"{mark.symbol} {mark.title.capitalize()}: {'; '.join(found)}.{clean} {mark.explanation}"
 
 
 def _marked_sets(results: Results, code: str) -> Iterable[str]:
@@ -89,12 +91,11 @@ def _counted(overlaps: Sequence[Overlap]) -> Iterable[str]:
     """A count for each set that images were found in, with the models that share it."""
     models: dict[tuple[Any, ...], list[str]] = {}
     for found in overlaps:
-        key = (found.count, found.images, found.through_base, found.where)
+        key = (found.count, found.images, found.where)
         models.setdefault(key, []).append(found.model)
-    for (count, images, through_base, where), names in models.items():
-        corrupted = ", corrupted ones counted by their clean image" if through_base else ""
-        place = f" in the {where} of the {' and the '.join(dict.fromkeys(names))}" if where else ""
-        yield f"{whole(count)} of {whole(images)} images{place}{corrupted}"
+    for (count, images, where), names in models.items():
+        place = f" ({where} of {' and '.join(dict.fromkeys(names))})" if where else ""
+        yield f"{whole(count)} of {whole(images)} images{place}"
 
 
 def _few_images(results: Results) -> Iterable[str]:
