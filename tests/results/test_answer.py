@@ -276,7 +276,8 @@ def test_several_seeds_are_counted_and_said_to_be_outside_the_intervals() -> Non
 def test_without_references_it_is_said_that_nothing_was_compared() -> None:
     methods = [method_row("site-a", 0.8), method_row("site-b", 0.9)]
     text = words(make_results(methods, [set_row("a", str(row["method"]), 0.8) for row in methods]))
-    assert "The mean of site-b was compared with none: comparisons are with generalist and expert" in text
+    assert "site-b has the best mean accuracy, 90.00 % over 2 evaluation sets. That was compared with no other" in text
+    assert "The mean of site-b was compared with no other: comparisons are with generalist and expert" in text
     assert "That it is 10.00 points ahead of the next, site-a, may be chance." in text
 
 

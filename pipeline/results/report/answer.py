@@ -93,7 +93,7 @@ def _headline(results: Results, row: Mapping[str, Any]) -> str:
         return f"No method has a better mean than the generalist: {accuracy} accuracy {over}."
     against = [difference_to(row, reference).against(reference) for reference in _compared(row)]
     subject = "The expert alone" if row["method"] == EXPERT else row["label"]
-    sure = f" It is {' and '.join(against)}." if against else ""
+    sure = f" It is {' and '.join(against)}." if against else " That was compared with no other method."
     return f"{subject} has the best mean accuracy, {accuracy} {over}.{sure}"
 
 
@@ -170,7 +170,7 @@ def _sureness(results: Results, row: Mapping[str, Any]) -> Iterable[str]:
         yield f"{row['label']} against the {reference}: {gain}. {MEANING[difference.verdict]}"
     if not compared:
         yield (
-            f"The mean of {row['label']} was compared with none: comparisons are with generalist and expert, and set "
+            f"The mean of {row['label']} was compared with no other: comparisons are with generalist and expert, and set "
             f"by set with t3 and t3-batch. {_runner_up(results, row)}"
         )
     balanced = [other for other in results.ranked if other["balanced_accuracy"] is not None]

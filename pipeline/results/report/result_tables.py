@@ -163,10 +163,12 @@ def severity_table(results: Results, study: str, evaluation_set: str) -> Table |
         row_of(results, method, [cells[method["method"]].get(key, Cell()) for key in keys])
         for method in here.unique("method", keep="first", maintain_order=True).iter_rows(named=True)
     ]
+    seeds = len(results.seeds.get(study, ()))
+    spread = f"Means over {seeds} training seeds, ± standard deviation." if seeds > 1 else INTERVALS
     return Table(
         id=f"severity-{slug(study, evaluation_set)}",
         title=f"{results.name_of(study, evaluation_set)} by severity",
-        caption=f"Accuracy in % at each severity of {_corruptions(keys)}. {INTERVALS}",
+        caption=f"Accuracy in % at each severity of {_corruptions(keys)}. {spread}",
         heading="Method",
         columns=tuple(
             Column(
