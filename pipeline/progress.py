@@ -10,7 +10,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -68,26 +67,21 @@ class StepDone:
 
 
 class StudyProgress:
-    """Counts the work of many steps; a bar above the step's own in a terminal, a line for each step elsewhere.
+    """Counts the work of many steps: a line for each, above the step's own progress, with what is done and time left.
 
     Time left is told from the steps that computed something: those that were done before cost next to nothing.
     """
 
-    def __init__(self, total: int, console: Console, bar: Progress | None) -> None:
-        self._total, self._console, self._bar = total, console, bar
-        self._task = bar.add_task("", total=total, left="") if bar else None
+    def __init__(self, total: int, console: Console) -> None:
+        self._total, self._console = total, console
         self._done = self._computed = 0
         self._seconds = 0.0
 
     @contextmanager
     def step(self, label: str, units: int) -> Iterator[StepDone]:
         """Show that a step of ``units`` is at work; the caller says in the yielded object whether it was."""
-        left = self._time_left()
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, description=label, left=left)
-        else:
-            share = 100 * self._done / max(self._total, 1)
-            self._console.print(f"[{share:3.0f} %] {label}{left and f', {left}'}", highlight=False, markup=False)
+        share = 100 * self._done / max(self._total, 1)
+        self._console.print(f"[{share:3.0f} %] {label}{self._time_left()}", highlight=False, markup=False)
         started, done = time.monotonic(), StepDone()
         try:
             yield done
@@ -96,29 +90,14 @@ class StudyProgress:
             if done.computed:
                 self._computed += units
                 self._seconds += time.monotonic() - started
-            if self._bar is not None and self._task is not None:
-                self._bar.update(self._task, advance=units, left=self._time_left())
 
     def _time_left(self) -> str:
         if not self._computed:
             return ""
         seconds = self._seconds / self._computed * (self._total - self._done)
-        return f"about {max(1, round(seconds / 60))} min left"
+        return f", about {max(1, round(seconds / 60))} min left"
 
 
-@contextmanager
-def study_progress(total: int) -> Iterator[StudyProgress]:
-    """Show progress of ``total`` units of work while the enclosed steps go on."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield StudyProgress(total, console, None)
-        return
-    columns = (
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-    )
-    with Progress(*columns, console=console) as bar:
-        yield StudyProgress(total, console, bar)
+def study_progress(total: int) -> StudyProgress:
+    """Progress of ``total`` units of work, on standard error."""
+    return StudyProgress(total, Console(stderr=True))

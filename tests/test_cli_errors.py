@@ -1,6 +1,7 @@
 """What a user's mistake looks like on the command line: one line that says what to do, exit code 2, no traceback."""
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ import yaml
 from medmnist.info import INFO
 
 from pipeline.cli import main
+from pipeline.drivers.downloads import NOT_YET
+from pipeline.drivers.validate import InvalidManifestError
 from tests.models.factory import TINY, State, changed, random_state, write_checkpoint, write_config
 from tests.results.run_factory import minimal_run, predicted_part
 
@@ -412,6 +415,28 @@ def test_problems_of_several_sets_are_a_line_each(study: Study, run: Run) -> Non
     assert all(line.startswith("error: ") for line in lines)
     for said in ("NaN", "'none'", "3 images but 2 labels", "z.npz: no such file"):
         assert sum(said in line for line in lines) == 1
+
+
+def test_what_is_only_to_be_downloaded_is_no_error_beside_one(
+    study: Study, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPELINE_DATA_ROOT", str(study.folder))
+    study.write(
+        evaluation_sets=[
+            {"name": "cells", "source": SYNTHETIC},
+            {"name": "breast", "source": {"kind": "medmnist", "flag": "breastmnist", "split": "test"}},
+            {"name": "absent", "source": {"kind": "npz", "path": "z.npz", "split": "test", "class_names": CLASSES}},
+        ]
+    )
+    code, out, err = run("validate", study.manifest)
+    assert code == 2
+    assert out == f"breast: {NOT_YET} breastmnist.npz from {INFO['breastmnist']['url']}\n"
+    assert only_line((code, "", err)).startswith("evaluation set 'absent': ")
+
+
+def test_problems_and_downloads_stay_apart_across_processes() -> None:
+    copy = pickle.loads(pickle.dumps(InvalidManifestError(["a is wrong"], ["b is awaited"])))
+    assert (copy.problems, copy.awaited, str(copy)) == (("a is wrong",), ("b is awaited",), "a is wrong")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "report", "inspect"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.archives.image_files import SUFFIXES, ImageFile, digest_images, list_image, load_image
+from pipeline.archives.image_files import SUFFIXES, ImageFile, digest_images, list_image, load_image, unreadable
 from pipeline.archives.labels_file import read_labels_file
 from pipeline.archives.source import JSON, SourceImage
 from pipeline.errors import AbsentSourceError, SourceError
@@ -37,14 +37,17 @@ class FolderSource:
     """
 
     def __init__(self, path: Path, *, labels: Path | None = None, class_names: Sequence[str] | None = None) -> None:
-        if not path.is_dir():
-            raise AbsentSourceError(f"{path}: no such folder; check 'path'")
         self.path = path
         self._labels = labels
-        if labels is None:
-            self.class_names, self._listed = _list_class_folders(path, class_names)
-        else:
-            self.class_names, self._listed = _list_labelled(path, labels, class_names)
+        try:
+            if not path.is_dir():
+                raise AbsentSourceError(f"{path}: no such folder; check 'path'")
+            if labels is None:
+                self.class_names, self._listed = _list_class_folders(path, class_names)
+            else:
+                self.class_names, self._listed = _list_labelled(path, labels, class_names)
+        except OSError as error:
+            raise unreadable(Path(error.filename or path), error) from error
         self._digests: dict[str, JSON] | None = None
 
     @property
@@ -102,13 +105,17 @@ def _list_class_folders(path: Path, class_names: Sequence[str] | None) -> tuple[
             problem = "lies in no class folder"
         place = places.get(relative.parts[0])
         listed.append(_Listed(list_image(path, relative.as_posix()), place, None, problem))
-    if not listed:
-        raise SourceError(f"{path}: its class folders hold no images")
+    held = {item.label for item in listed if item.problem is None}
+    if empty := [name for name, place in places.items() if place not in held]:
+        raise SourceError(
+            f"{path}: class folders without images: {', '.join(empty)}; fill or remove them, or give a CSV file as "
+            "'labels' and all 'class_names'"
+        )
     return names, listed
 
 
 def _visible_files(path: Path) -> Iterator[Path]:
-    for folder, names, files in path.walk():
+    for folder, names, files in path.walk(on_error=_refuse):
         names[:] = [name for name in names if not _is_passed_over(folder / name)]
         for name in files:
             file = folder / name
@@ -116,6 +123,10 @@ def _visible_files(path: Path) -> Iterator[Path]:
                 raise SourceError(f"{file}: is a link to a folder; put the folder itself there")
             if not _is_passed_over(file) and file.suffix.lower() not in COMPANIONS:
                 yield file
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def _is_passed_over(entry: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import SourceError, one_line
+from pipeline.errors import AbsentSourceError, SourceError, one_line
 
 READ_BYTES = 4 << 20
 
@@ -29,6 +29,8 @@ class Hdf5Images:
         dataset = self._dataset()
         if dataset.dtype != np.uint8:
             raise SourceError(f"{path}: '{name}' has dtype {dataset.dtype}; convert it to uint8")
+        if dataset.shape is None:
+            raise SourceError(f"{path}: '{name}' holds no values; fetch the file again")
         shape = tuple(dataset.shape)
         if not (len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))):
             raise SourceError(f"{path}: '{name}' has shape {shape}; [N, H, W], [N, H, W, 1] or [N, H, W, 3] is needed")
@@ -75,7 +77,7 @@ class Hdf5Images:
         except SourceError:
             raise
         except FileNotFoundError as error:
-            raise SourceError(f"{self.path}: no such file; check the path") from error
+            raise AbsentSourceError(f"{self.path}: no such file; check the path") from error
         except (OSError, RuntimeError, KeyError, ValueError) as error:
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise SourceError(f"{self.path}: damaged or not an HDF5 file ({reason}); fetch it again") from error

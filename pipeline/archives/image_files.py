@@ -6,6 +6,7 @@ Every image leaves this module in mode L or RGB: Pillow resizes palettes and bit
 
 import hashlib
 import io
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +35,25 @@ class ImageFile:
 
 
 def list_image(folder: Path, path: str) -> ImageFile:
-    """List the file ``path`` of ``folder``, present or not; :class:`SourceError` when a link leads out of it."""
+    """List the file ``path`` of ``folder``, present or not.
+
+    :class:`SourceError` when a link leads out of the folder or in a circle, the name is not one that the file system
+    takes or is not in UTF-8, or the file cannot be looked at.
+    """
     file = folder / path
-    if not file.resolve().is_relative_to(folder.resolve()):
+    try:
+        f"{folder.name}/{path}".encode()
+        inside = file.resolve().is_relative_to(folder.resolve())
+        size = _size(file)
+    except UnicodeEncodeError as error:
+        raise SourceError(f"{folder}: the name {path!r} is not in UTF-8; rename it") from error
+    except OSError as error:
+        raise unreadable(file, error) from error
+    except (ValueError, RuntimeError) as error:
+        raise SourceError(f"{folder}: {path!r} cannot be a file's path ({one_line(error)}); mend that") from error
+    if not inside:
         raise SourceError(f"{file}: leads out of {folder}; put the file itself there")
-    return ImageFile(path, file.stat().st_size if file.is_file() else None)
+    return ImageFile(path, size)
 
 
 def digest_images(folder: Path, files: Iterable[ImageFile]) -> str:
@@ -48,7 +63,7 @@ def digest_images(folder: Path, files: Iterable[ImageFile]) -> str:
         try:
             content = None if file.size is None else digest_file(folder / file.path)
         except OSError as error:
-            raise _unreadable(folder / file.path, error) from error
+            raise unreadable(folder / file.path, error) from error
         digest.update(f"{file.path}\0{file.size}\0{content}\n".encode())
     return digest.hexdigest()
 
@@ -63,7 +78,7 @@ def load_image(folder: Path, file: ImageFile) -> Image.Image | str:
     try:
         content = (folder / file.path).read_bytes()
     except OSError as error:
-        raise _unreadable(folder / file.path, error) from error
+        raise unreadable(folder / file.path, error) from error
     if len(content) != file.size:
         raise SourceError(f"{folder / file.path}: changed since it was listed; start the command again")
     return decode_image(content)
@@ -107,5 +122,14 @@ def _scaled(image: Image.Image) -> Image.Image:
     return Image.fromarray(255 - grey if tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO else grey)
 
 
-def _unreadable(path: Path, error: OSError) -> SourceError:
+def _size(file: Path) -> int | None:
+    try:
+        found = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def unreadable(path: Path, error: OSError) -> SourceError:
+    """The error for a file or folder that the system does not let be read."""
     return SourceError(f"{path}: cannot be read ({error.strerror or one_line(error)}); mend that and run again")

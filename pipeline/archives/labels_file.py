@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pipeline.errors import SourceError, one_line
+from pipeline.errors import AbsentSourceError, SourceError, one_line
 
+# As many as int64 holds; Python reads no number of more than 4,300.
+MAX_DIGITS = 18
 HEADERS = (["path", "label"], ["path", "label", "group_id"])
 
 
@@ -52,7 +54,11 @@ def read_labels_file(file: Path, class_names: Sequence[str] | None) -> tuple[tup
         if line.label and not (_is_number(line.label) if numbered else line.label in places):
             nearest = difflib.get_close_matches(line.label, names, n=1)
             guess = f"did you mean {nearest[0]!r}?; " if nearest else ""
-            raise SourceError(f"{file}: line {line.number}: unknown class {line.label!r}; {guess}known: {_list(names)}")
+            raise SourceError(
+                f"{file}: line {line.number}: unknown class {line.label[:60]!r}; {guess}known: {_list(names)}"
+            )
+        if numbered and len(line.label) > MAX_DIGITS:
+            raise SourceError(f"{file}: line {line.number}: a label of {len(line.label):,} digits is no class's place")
         label = None if not line.label else int(line.label) if numbered else places[line.label]
         listed.append(LabelledPath(line.path, label, line.group_id))
     return names, listed
@@ -75,7 +81,7 @@ def _read_lines(file: Path) -> Iterator[_Line]:
                 path, label, *group = (cell.strip() for cell in row)
                 yield _Line(rows.line_num, PurePosixPath(path).as_posix(), label, group[0] or None if group else None)
     except FileNotFoundError as error:
-        raise SourceError(f"{file}: no such file; check 'labels'") from error
+        raise AbsentSourceError(f"{file}: no such file; check 'labels'") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{file}: cannot be read as CSV in UTF-8 ({one_line(error)})") from error
 

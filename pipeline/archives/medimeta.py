@@ -74,6 +74,10 @@ class MedIMetaSource:
             "homepage": info.homepage,
             "size": self._pixels.size,
         }
+        # Labels are places among the numbers: the same files mean something else once these are others. Where they
+        # simply count, the key is left out, as in the archives made before it was there.
+        if self._task.numbers != tuple(range(len(self._task.numbers))):
+            self._settings["numbers"] = [*self._task.numbers]
         self._digests: dict[str, JSON] | None = None
 
     @property
@@ -83,7 +87,11 @@ class MedIMetaSource:
 
     @property
     def identity(self) -> dict[str, JSON]:
-        """Kind, data set, task, split, licence, and SHA-256 of every file used (computed on first use, then kept)."""
+        """Kind, data set, task, split, licence, and SHA-256 of the files with pixels, labels, split and patients.
+
+        Of ``info.yaml`` it has the classes' ``numbers`` where they are not 0, 1, 2 and so on; their names are
+        ``class_names``, which an archive keeps by itself. The digests are computed on first use, then kept.
+        """
         if self._digests is None:
             digests: dict[str, JSON] = {f"{name}_sha256": digest_file(path) for name, path in self._files.items()}
             self._digests = {**digests, "sha256": self._pixels.digest(self._positions)}
@@ -123,7 +131,9 @@ def find_medimeta(dataset: str, root: Path | None, data_root: Path | None) -> Pa
     """
     roots: Sequence[Path] = [root] if root else [data_root / "medimeta", data_root] if data_root else []
     if not roots:
-        raise SourceError(f"medimeta set {dataset!r}: give 'root', the folder that holds {dataset}/, or a data root")
+        raise AbsentSourceError(
+            f"medimeta set {dataset!r}: give 'root', the folder that holds {dataset}/, or a data root"
+        )
     found = next((folder / dataset for folder in roots if (folder / dataset / "info.yaml").is_file()), None)
     if found is None:
         raise AbsentSourceError(
@@ -165,7 +175,7 @@ class _Tiffs:
 
     def __init__(self, folder: Path, count: int) -> None:
         if not (folder / "images").is_dir():
-            raise SourceError(f"{folder}: holds neither {HDF5_NAME} nor images/; fetch the data set again")
+            raise AbsentSourceError(f"{folder}: holds neither {HDF5_NAME} nor images/; fetch the data set again")
         self._folder, self._count = folder, count
 
     def __len__(self) -> int:

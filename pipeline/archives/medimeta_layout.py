@@ -16,18 +16,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import yaml
 
-from pipeline.errors import SourceError, one_line
+from pipeline.archives.npy import read_array_header
+from pipeline.errors import AbsentSourceError, SourceError, one_line
 
 CLASS_TARGETS = ("BINARY_CLASSIFICATION", "MULTICLASS_CLASSIFICATION", "ORDINAL_REGRESSION")
 MULTI_LABEL = "MULTILABEL_CLASSIFICATION"
 SPLIT_FOLDERS = {"medimeta": "splits", "original": "original_splits"}
-IMAGE_PATH = re.compile(r"images/(\d{6,})\.tiff")
+# No more digits than int64 holds: a number that Python will not read is no image's.
+IMAGE_PATH = re.compile(r"images/(\d{6,18})\.tiff")
 GROUP_COLUMN = "patient_id"
 
 
@@ -132,19 +134,32 @@ def read_split(path: Path, count: int) -> npt.NDArray[np.int64]:
 def read_labels(path: Path) -> npt.NDArray[np.int64]:
     """Label of every image as the file has it, [N]; nothing is unpickled.
 
-    :class:`SourceError` when the file is absent, damaged, multi-label, or not of whole numbers.
+    :class:`SourceError` when the file is absent, damaged, multi-label, shorter or longer than its header announces, or
+    not of whole numbers.
     """
     try:
-        labels = np.load(path, allow_pickle=False)
+        with path.open("rb") as stream:
+            labels = _read_whole_numbers(path, stream)
+    except SourceError:
+        raise
     except FileNotFoundError as error:
-        raise SourceError(f"{path}: no such file; fetch the data set again") from error
+        raise AbsentSourceError(f"{path}: no such file; fetch the data set again") from error
     except (OSError, ValueError, EOFError) as error:
         raise SourceError(f"{path}: damaged or not an .npy file ({one_line(error)}); fetch it again") from error
-    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iub":
-        raise SourceError(f"{path}: has dtype {getattr(labels, 'dtype', None)}; whole numbers are needed")
-    if labels.ndim not in (1, 2) or (labels.ndim == 2 and labels.shape[1] != 1):
-        raise SourceError(f"{path}: has shape {labels.shape}; one label for each image is needed")
     return labels.astype(np.int64).reshape(-1)
+
+
+def _read_whole_numbers(path: Path, stream: BinaryIO) -> npt.NDArray[np.integer[Any] | np.bool]:
+    header = read_array_header(stream)
+    if header.dtype.kind not in "iub":
+        raise SourceError(f"{path}: has dtype {header.dtype}; whole numbers are needed")
+    if len(header.shape) not in (1, 2) or header.shape[1:] not in ((), (1,)):
+        raise SourceError(f"{path}: has shape {header.shape}; one label for each image is needed")
+    if not header.fits(path.stat().st_size):
+        raise SourceError(f"{path}: does not hold the {header.shape} values it announces; fetch it again")
+    stream.seek(0)
+    labels: npt.NDArray[np.integer[Any] | np.bool] = np.lib.format.read_array(stream, allow_pickle=False)
+    return labels
 
 
 def read_groups(path: Path, positions: Sequence[int]) -> list[str | None] | None:

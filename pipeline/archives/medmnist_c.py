@@ -124,7 +124,9 @@ def open_medmnist_c(
 
 def _folder(dataset: str, roots: Sequence[Path]) -> Path:
     if not roots:
-        raise SourceError(f"medmnist-c set {dataset!r}: neither 'root' nor 'data_root' is given; give one of them")
+        raise AbsentSourceError(
+            f"medmnist-c set {dataset!r}: neither 'root' nor 'data_root' is given; give one of them"
+        )
     folders = [root / dataset for root in roots]
     found = next((folder for folder in folders if folder.is_dir()), None)
     if found is None:

@@ -5,12 +5,10 @@ ever unpickled: array headers are parsed, and an object array is refused.
 """
 
 import math
-import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,22 +16,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pipeline.archives.npy import ArrayHeader, read_array_header
 from pipeline.archives.source import JSON, SourceImage
 from pipeline.errors import AbsentSourceError, SourceError
 from pipeline.store.fingerprints import digest_file
 
 READ_BYTES = 4 << 20
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError, RuntimeError)
-
-
-@dataclass(frozen=True, slots=True)
-class _ArrayHeader:
-    """What the first bytes of an ``.npy`` member say; ``data_offset`` is where its values begin."""
-
-    shape: tuple[int, ...]
-    fortran_order: bool
-    dtype: np.dtype[Any]
-    data_offset: int
 
 
 class NpzSource:
@@ -155,10 +144,10 @@ def _advance(stream: IO[bytes], target: int) -> None:
         stream.seek(target)
 
 
-def _image_header(path: Path, archive: zipfile.ZipFile, member: str) -> _ArrayHeader:
+def _image_header(path: Path, archive: zipfile.ZipFile, member: str) -> ArrayHeader:
     name = member.removesuffix(".npy")
     with archive.open(member) as stream:
-        header = _read_header(stream)
+        header = read_array_header(stream)
     if header.dtype != np.uint8:
         raise SourceError(f"{path}: '{name}' has dtype {header.dtype}; convert it to uint8")
     if header.fortran_order:
@@ -167,28 +156,25 @@ def _image_header(path: Path, archive: zipfile.ZipFile, member: str) -> _ArrayHe
         raise SourceError(f"{path}: '{name}' has shape {header.shape}; [N, H, W] or [N, H, W, 3] is needed")
     if math.prod(header.shape) == 0:
         raise SourceError(f"{path}: '{name}' has shape {header.shape}: it is empty; choose another split")
-    if archive.getinfo(member).file_size != header.data_offset + math.prod(header.shape):
-        raise SourceError(f"{path}: '{name}' does not hold the {header.shape} values it announces; fetch it again")
+    _require_size(path, archive, member, header)
     return header
 
 
 def _read_labels(path: Path, archive: zipfile.ZipFile, member: str) -> npt.NDArray[np.int64]:
     name = member.removesuffix(".npy")
     with archive.open(member) as stream:
-        header = _read_header(stream)
+        header = read_array_header(stream)
     if len(header.shape) > 1 and math.prod(header.shape[1:]) > 1:
         raise SourceError(f"{path}: '{name}' has shape {header.shape}: multi-label sets are not supported")
     if not np.issubdtype(header.dtype, np.integer):
         raise SourceError(f"{path}: '{name}' has dtype {header.dtype}; integer class indices are needed")
+    _require_size(path, archive, member, header)
     with archive.open(member) as stream:
         labels = np.lib.format.read_array(stream, allow_pickle=False)
     return np.asarray(labels, dtype=np.int64).reshape(-1)
 
 
-def _read_header(stream: IO[bytes]) -> _ArrayHeader:
-    version = np.lib.format.read_magic(stream)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"unknown .npy version {version}")
-    shape, fortran_order, dtype = readers[version](stream)
-    return _ArrayHeader(shape, fortran_order, dtype, stream.seek(0, os.SEEK_CUR))
+def _require_size(path: Path, archive: zipfile.ZipFile, member: str, header: ArrayHeader) -> None:
+    if not header.fits(archive.getinfo(member).file_size):
+        name = member.removesuffix(".npy")
+        raise SourceError(f"{path}: '{name}' does not hold the {header.shape} values it announces; fetch it again")

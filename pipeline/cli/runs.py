@@ -30,9 +30,16 @@ app = typer.Typer()
 def validate(manifest: ManifestPath, data_root: DataRoot = None, allow_code: AllowCode = False) -> None:
     """Check what can be checked before work starts: manifest, models, methods, prompts, sources, archives."""
     settings = load_manifest(manifest, data_root=data_root)
+    from pipeline.drivers.validate import InvalidManifestError
     from pipeline.drivers.validate import validate as check
 
-    for line in check(settings, allow_code=allow_code):
+    try:
+        lines = check(settings, allow_code=allow_code)
+    except InvalidManifestError as error:
+        for line in error.awaited:
+            print(line)
+        raise
+    for line in lines:
         print(line)
     print("valid")
 
@@ -221,12 +228,11 @@ def demo(
 
 
 def _print_study(summary: Any) -> None:
-    from pipeline.results.report import write_report
     from pipeline.results.studies import combine
     from pipeline.results.tables import study_table
 
     if summary.runs:
         Console().print(study_table(combine(summary.runs)))
-        print(f"report: {write_report(*summary.runs, output=summary.folder / 'report')}")
+        print(f"report: {summary.report}")
     for line in summary.missing:
         print(f"missing: {line}")

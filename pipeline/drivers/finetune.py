@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from pipeline.archives.source import Source
-from pipeline.errors import ManifestError, PipelineError, ProblemsError, SourceError
+from pipeline.errors import ManifestError, PipelineError, ProblemsError, SourceError, StaleCacheError
 from pipeline.geometry import Geometry, image_transform, prepare_image
 from pipeline.manifest.entries import did_you_mean
 from pipeline.manifest.images import EvaluationSet
@@ -21,6 +21,7 @@ from pipeline.manifest.schema import Manifest, Training
 from pipeline.models.architectures import AnyArchitecture, Architecture
 from pipeline.models.checkpoints import checkpoint_problems, load_checkpoint
 from pipeline.models.numeric_kind import choose_device
+from pipeline.models.publications import read_card
 from pipeline.references import is_file_reference
 from pipeline.stages.scoring_worker import load_manifest_architecture
 from pipeline.stages.sources import open_sources, resolve_class_names
@@ -68,6 +69,33 @@ def finetune(manifest: Manifest, only: str | None = None) -> list[Trained]:
     return [_train(manifest, name, section) for name, section in chosen.items()]
 
 
+def require_card(manifest: Manifest, name: str) -> None:
+    """:class:`StaleCacheError` unless a checkpoint's card says what the manifest's ``finetune`` section says.
+
+    For use where the training images are not at hand: initial weights, settings and names of the sets are compared,
+    the images are not.
+    """
+    section, output = manifest.finetune[name], _output_file(manifest, name)
+    card = read_card(output)
+    training = card.get("training", {})
+    stated = {
+        "init": card.get("init"),
+        "settings": training.get("settings"),
+        "sets": [each.get("name") for each in training.get("sets", [])],
+    }
+    wanted = {
+        "init": _init_name(section),
+        "settings": asdict(_settings(manifest, section)),
+        "sets": [item.name for item in section.train],
+    }
+    changed = [key for key, value in wanted.items() if stated[key] != value]
+    if changed:
+        raise StaleCacheError(
+            f"{output}: was made with other {', '.join(changed)} than finetune.{name} says, and its training images "
+            "are not at hand; restore them, or delete the file"
+        )
+
+
 def _train(manifest: Manifest, role: str, section: Training) -> Trained:
     output = _output_file(manifest, role)
     architecture = load_manifest_architecture(manifest)
@@ -81,7 +109,7 @@ def _train(manifest: Manifest, role: str, section: Training) -> Trained:
     card: dict[str, Any] = {
         "architecture": architecture.config,
         "role": role,
-        "init": Path(section.init).name if is_file_reference(section.init) else section.init,
+        "init": _init_name(section),
         "preprocessing": preprocessing.as_open_clip(),
     }
     # Decoded pixels go to memory maps: a training set larger than memory is the page cache's business.
@@ -103,6 +131,10 @@ def _train(manifest: Manifest, role: str, section: Training) -> Trained:
             )
     best = result.curve[result.best_epoch - 1]
     return Trained(role, str(output), result.up_to_date, result.best_epoch, dict(best["val_accuracy"]))
+
+
+def _init_name(section: Training) -> str:
+    return Path(section.init).name if is_file_reference(section.init) else section.init
 
 
 def _output_file(manifest: Manifest, role: str) -> Path:

@@ -35,12 +35,24 @@ from pipeline.stages.selection import require_code_allowed, select_methods
 from pipeline.stages.sources import open_sources, resolve_class_names
 
 
+class InvalidManifestError(ProblemsError):
+    """What is wrong; ``awaited`` are the lines on what is only to be downloaded, which is no fault."""
+
+    def __init__(self, problems: Sequence[str], awaited: Sequence[str]) -> None:
+        super().__init__(problems)
+        self.awaited = tuple(awaited)
+
+    def __reduce__(self) -> tuple[type["InvalidManifestError"], tuple[tuple[str, ...], ...]]:  # type: ignore[override]
+        """Keep both lists across processes."""
+        return (type(self), (self.problems, self.awaited))
+
+
 def validate(manifest: Manifest, *, allow_code: bool = False) -> list[str]:
     """Check models, methods, prompts, sources, archives and training sets; say what was found, a line each.
 
     A checkpoint that the manifest itself says how to make may still be absent. What the program would download is named
     with where it comes from, and not fetched: what depends on it is checked once it is there. Raises
-    :class:`ProblemsError` with every problem found, one line each, and after them everything that is to be downloaded.
+    :class:`InvalidManifestError` with every problem found, one line each, and apart from them what is to be downloaded.
     """
     findings: list[str] = []
     problems: list[str] = []
@@ -51,7 +63,7 @@ def validate(manifest: Manifest, *, allow_code: bool = False) -> list[str]:
             problems += str(error).splitlines()
     if problems:
         awaited = [line for line in findings if NOT_YET in line]
-        raise ProblemsError(list(dict.fromkeys([*problems, *awaited])))
+        raise InvalidManifestError(list(dict.fromkeys(problems)), list(dict.fromkeys(awaited)))
     return findings
 
 

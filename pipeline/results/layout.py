@@ -14,6 +14,8 @@ from pipeline.methods import LABELS, METHODS, USER_LABELS
 
 LEFT_OUT = "left_out"
 """Entry of ``run.json``: evaluation sets of the manifest that a study went on without, and why."""
+FAILED = "failed"
+"""Entry of ``run.json``: what stopped other runs of the study that made this one."""
 PART_NAME = re.compile(r"part-(\d{5,})\.(?:parquet|json)")
 
 
@@ -82,7 +84,8 @@ def prediction_folders(run: Path, run_json: dict[str, Any]) -> list[PredictionFo
     methods = sort_methods(method_folders(run, run_json), run_json)
     filled = {name for method in methods for name in folder_names(root / method) if parts(root / method / name)}
     methods = [method for method in methods if any(parts(root / method / name) for name in filled)]
-    evaluation_sets = _sorted_as_listed(filled, list(conditions(run_json)))
+    listed = conditions(run_json)
+    evaluation_sets = _sorted_as_listed(filled - run_json.get(LEFT_OUT, {}).keys() if listed else filled, list(listed))
     return [PredictionFolder(run, method, name) for name in evaluation_sets for method in methods]
 
 

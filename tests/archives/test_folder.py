@@ -1,5 +1,9 @@
+import os
 import pickle
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.archives.folder import FolderSource
-from pipeline.errors import SourceError
+from pipeline.errors import AbsentSourceError, SourceError
 
 FILES = ("benign/1.png", "benign/deep/2.JPG", "malignant/1.tif", "malignant/3.bmp", "normal/x.webp")
 
@@ -169,7 +173,8 @@ def test_a_labels_file_that_names_no_classes_is_refused(clinic: Path) -> None:
     assert "its labels are numbers; give 'class_names'" in refusal(clinic, labels=numbered)
     assert "names 1 classes" in refusal(clinic, labels=labels_file(clinic, f"{FILES[0]},benign"))
     assert "got file, class" in refusal(clinic, labels=labels_file(clinic, header="file,class"))
-    assert "no such file" in refusal(clinic, labels=clinic / "no.csv")
+    with pytest.raises(AbsentSourceError, match="no such file"):
+        FolderSource(clinic, labels=clinic / "no.csv")
     numbered.write_bytes(b"path,label\n\xff\xfe,1\n")
     assert "CSV in UTF-8" in refusal(clinic, labels=numbered)
 
@@ -191,4 +196,67 @@ def test_folders_without_classes_or_images_are_refused(clinic: Path, tmp_path: P
     assert "has 1 class folders" in refusal(clinic.parent)
     for name in ("a", "b"):
         (tmp_path / "empty" / name).mkdir(parents=True)
-    assert "hold no images" in refusal(tmp_path / "empty")
+    assert "class folders without images: a, b; fill or remove them" in refusal(tmp_path / "empty")
+
+
+def test_a_class_folder_without_an_image_is_refused_by_name(clinic: Path) -> None:
+    (clinic / "unknown" / "deeper").mkdir(parents=True)
+    (clinic / "unknown" / "README.md").write_text("none yet")
+    assert "class folders without images: unknown;" in refusal(clinic)
+    (clinic / "unknown" / "scan.dcm").write_text("something")
+    assert "class folders without images: unknown;" in refusal(clinic)
+    picture(7).save(clinic / "unknown" / "deeper" / "1.png")
+    assert len(FolderSource(clinic)) == 7
+
+
+@contextmanager
+def closed(folder: Path) -> Iterator[None]:
+    """Nobody may read ``folder``; root, who always may, is somebody else meanwhile."""
+    user = os.geteuid()
+    folder.chmod(0)
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o755)
+
+
+@pytest.mark.parametrize("name", ["benign/deep", "malignant", "."])
+def test_a_folder_that_may_not_be_read_is_refused_and_not_passed_over(clinic: Path, name: str) -> None:
+    # pytest's own folder is closed to everybody else altogether.
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        moved = shutil.copytree(clinic, Path(place) / "clinic")
+        with closed(moved / name):
+            said = refusal(moved)
+    assert said == f"{moved / name}: cannot be read (Permission denied); mend that and run again"
+
+
+def test_a_name_that_is_not_in_utf_8_is_refused(clinic: Path) -> None:
+    shutil.copy(clinic / FILES[0], os.fsencode(clinic / "benign") + b"/l\xe4sion.png")
+    said = refusal(clinic)
+    assert said == f"{clinic}: the name 'benign/l\\udce4sion.png' is not in UTF-8; rename it"
+    said.encode()
+
+
+def test_a_link_in_a_circle_is_refused(clinic: Path) -> None:
+    (clinic / "benign" / "a.png").symlink_to("b.png")
+    (clinic / "benign" / "b.png").symlink_to("a.png")
+    assert "benign/a.png" in refusal(clinic)
+    assert "benign/b.png" in refusal(clinic, labels=labels_file(clinic, "benign/b.png,a", f"{FILES[0]},b"))
+
+
+def test_a_path_that_no_file_can_have_is_refused(clinic: Path) -> None:
+    for name, said in (
+        (f"{'x' * 300}.png", "File name too long"),
+        ("a\0b.png", "'a\\x00b.png' cannot be a file's path"),
+    ):
+        assert said in refusal(clinic, labels=labels_file(clinic, f"{name},a", f"{FILES[0]},b"))
+
+
+def test_a_label_of_more_digits_than_a_number_has_is_refused_with_its_line(clinic: Path) -> None:
+    labels = labels_file(clinic, f"{FILES[0]},0", f"{FILES[1]},{'1' * 5000}")
+    said = refusal(clinic, labels=labels, class_names=["a", "b"])
+    assert said == f"{labels}: line 3: a label of 5,000 digits is no class's place"

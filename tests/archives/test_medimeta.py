@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import yaml
 
+from pipeline.archives.archive import create_or_open
+from pipeline.archives.ingest import append_segment, plan_segments
 from pipeline.archives.medimeta import MedIMetaSource, find_medimeta
-from pipeline.errors import SourceError
+from pipeline.errors import AbsentSourceError, SourceError, StaleCacheError
+from pipeline.geometry import Geometry
 from tests.archives.medimeta_factory import NAMES, TASK, make_medimeta, some_images, task_entry
+from tests.archives.npy_factory import announcing
 
 LABELS = [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3]
 
@@ -112,6 +116,29 @@ def test_identity_follows_content_and_not_place(pbc: Path, tmp_path: Path) -> No
     assert MedIMetaSource(moved, "test").identity != source.identity
 
 
+def test_identity_follows_the_numbers_that_stand_for_the_classes(tmp_path: Path, pbc: Path) -> None:
+    tasks = [task_entry(dict(enumerate(NAMES, start=1)))]
+    shifted = make_medimeta(tmp_path / "shifted" / "pbc", some_images(), LABELS, tasks=tasks)
+    before, after = MedIMetaSource(pbc, "test"), MedIMetaSource(shifted, "test")
+    assert before.class_names == after.class_names
+    assert [item.label for item in before.read(0, 2)] != [item.label for item in after.read(0, 2)]
+    assert after.identity == {**before.identity, "numbers": [1, 2, 3, 4]}
+    assert "numbers" not in before.identity, "archives made before the numbers were kept are still those of the set"
+
+
+def test_an_archive_is_not_that_of_a_set_with_other_numbers(tmp_path: Path, pbc: Path) -> None:
+    source = MedIMetaSource(pbc, "test")
+    archive = create_or_open(tmp_path / "archive", class_names=source.class_names, geometry=Geometry(8, 8), part_rows=8)
+    append_segment(archive, source)
+    assert plan_segments(archive, [source]) == []
+    info = (pbc / "info.yaml").read_text()
+    for number in (3, 2, 1, 0):
+        info = info.replace(f"{number}: {NAMES[number]}", f"{number + 1}: {NAMES[number]}")
+    (pbc / "info.yaml").write_text(info)
+    with pytest.raises(StaleCacheError, match="changed in numbers"):
+        plan_segments(archive, [MedIMetaSource(pbc, "test")])
+
+
 def test_a_pickled_source_reads_on(pbc: Path) -> None:
     source = MedIMetaSource(pbc, "test")
     list(source.read(0, 3))
@@ -158,7 +185,17 @@ BREAKAGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: truncate(folder / "task_labels" / f"{TASK}.npy"), "damaged or not an .npy file"),
     (lambda folder: np.save(folder / "task_labels" / f"{TASK}.npy", np.zeros(12)), "dtype float64"),
     (lambda folder: np.save(folder / "task_labels" / f"{TASK}.npy", np.zeros((12, 3), int)), "shape (12, 3)"),
-    (lambda folder: np.save(folder / "task_labels" / f"{TASK}.npy", np.array([Path()] * 12)), "not an .npy file"),
+    (lambda folder: np.save(folder / "task_labels" / f"{TASK}.npy", np.array([Path()] * 12)), "dtype object"),
+    (
+        lambda folder: (folder / "task_labels" / f"{TASK}.npy").write_bytes(announcing((1 << 50,), bytes(12))),
+        f"does not hold the ({1 << 50},) values it announces",
+    ),
+    (lambda folder: (folder / "task_labels" / f"{TASK}.npy").write_bytes(announcing((-12,), bytes(12))), "announces"),
+    (lambda folder: rewrite_hdf5(folder, data=h5py.Empty(np.uint8)), "'images' holds no values"),
+    (
+        lambda folder: (folder / "splits" / "test.txt").write_text(f"images/{'9' * 5000}.tiff"),
+        "line 1 is not images/NUMBER",
+    ),
 ]
 
 
@@ -215,5 +252,12 @@ def test_a_set_that_is_absent_says_where_to_get_it(tmp_path: Path, pbc: Path) ->
         SourceError, match=r"medimeta/chaksu: no MedIMeta data set .* fetch chaksu from https://doi.org"
     ):
         find_medimeta("chaksu", None, tmp_path)
-    with pytest.raises(SourceError, match="give 'root'"):
+    with pytest.raises(AbsentSourceError, match="give 'root'"):
         find_medimeta("chaksu", None, None)
+
+
+@pytest.mark.parametrize("name", ["images.hdf5", f"task_labels/{TASK}.npy"])
+def test_files_that_are_not_there_are_absent_and_not_damaged(pbc: Path, name: str) -> None:
+    (pbc / name).unlink()
+    with pytest.raises(AbsentSourceError):
+        MedIMetaSource(pbc, "test")

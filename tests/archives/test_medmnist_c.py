@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.archives.source import Source, SourceImage
-from pipeline.errors import SourceError
+from pipeline.errors import AbsentSourceError, SourceError
 from pipeline.manifest.images import CleanSource, MedMNISTCSource, MedMNISTSource, NpzSource
 from pipeline.stages.sources import open_source
 
@@ -157,7 +157,7 @@ def test_what_is_absent_is_named_with_where_to_get_it(save: Save, tmp_path: Path
     assert "give its 'class_names'" in refusal(tmp_path, class_names=None)
     (tmp_path / "empty").mkdir()
     assert "holds no .npz file" in refusal(tmp_path, "empty")
-    with pytest.raises(SourceError, match="neither 'root' nor 'data_root'"):
+    with pytest.raises(AbsentSourceError, match="neither 'root' nor 'data_root'"):
         open_source(MedMNISTCSource(kind="medmnist-c", dataset="cells", class_names=CLASSES), None)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.archives.npz import NpzSource
 from pipeline.errors import SourceError
+from tests.archives.npy_factory import announcing, saved
 
 NAMES = tuple("abcde")
 Save = Callable[..., Path]
@@ -177,6 +178,38 @@ def test_a_header_that_announces_more_than_there_is_is_refused(tmp_path: Path) -
         np.save(tmp_path / "labels.npy", labels())
         archive.write(tmp_path / "labels.npy", "test_labels.npy")
     with pytest.raises(SourceError, match="announces"):
+        NpzSource(path, "test", NAMES)
+
+
+def write_members(path: Path, **members: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("member", "shape", "values"),
+    [
+        ("test_labels", (1 << 50,), 30),
+        ("test_labels", (-3, -10), 30),
+        ("test_images", (-5, -6, 9), 270),
+        ("test_images", (-1, -9, 7, 3), 189),
+    ],
+)
+def test_a_shape_that_no_array_has_is_refused(tmp_path: Path, member: str, shape: tuple[int, ...], values: int) -> None:
+    good = {"test_images": saved(pixels()), "test_labels": saved(labels())}
+    path = write_members(tmp_path / "lies.npz", **good | {member: announcing(shape, bytes(values))})
+    with pytest.raises(SourceError) as caught:
+        NpzSource(path, "test", NAMES)
+    assert str(caught.value) == f"{path}: '{member}' does not hold the {shape} values it announces; fetch it again"
+
+
+def test_a_header_that_cannot_be_parsed_is_refused(tmp_path: Path) -> None:
+    header = b"{'descr': (\n"
+    torn = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    path = write_members(tmp_path / "torn.npz", test_images=torn, test_labels=saved(labels()))
+    with pytest.raises(SourceError, match="damaged or not an"):
         NpzSource(path, "test", NAMES)
 
 

@@ -5,11 +5,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 import yaml
 
+from pipeline.archives.synthetic import SyntheticSource
 from pipeline.drivers.study import plan_study, run_study
 from pipeline.errors import ProblemsError
+from pipeline.models.publications import read_card
 from tests.main_job.conftest import CommandLine
 from tests.main_job.factory import assert_same_files, modification_times, result_files, run_cli, start_cli, tiny_config
 
@@ -69,6 +73,25 @@ def change(folder: Path, name: str, **entries: Any) -> None:
     write(folder, name, {**document, **entries})
 
 
+def npz(path: Path, count: int, seed: int, *, damage: bool = False) -> dict[str, Any]:
+    """Write cells as a stored .npz of two splits; ``damage`` flips a byte of the last image, which only CRC shows."""
+    source = SyntheticSource(count, seed)
+    images = np.stack([np.asarray(item.image) for item in source.read(0, count)])
+    labels = np.array([item.label for item in source.read(0, count)])
+    arrays = {"train": images, "val": images[:16], "test": images}
+    np.savez(
+        path,
+        **{f"{name}_images": array for name, array in arrays.items()},
+        **{f"{name}_labels": labels[: len(array)] for name, array in arrays.items()},
+    )
+    if damage:
+        content = bytearray(path.read_bytes())
+        at = content.index(b"test_images.npy") + 4000
+        content[at] ^= 1
+        path.write_bytes(bytes(content))
+    return {"kind": "npz", "path": str(path), "split": "test", "class_names": list(source.class_names)}
+
+
 def run(folder: Path, seed: int) -> Path:
     return folder / "runs" / "cells" / str(seed)
 
@@ -111,7 +134,12 @@ def test_a_finished_study_computes_nothing_again(undisturbed: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "at", ["archives/far/samples", "runs/cells/0/evidence/near", "runs/cells/1/predictions/t3-batch/near"]
+    "at",
+    [
+        "runs/cells/0/evidence/near",
+        pytest.param("archives/far/samples", marks=pytest.mark.slow),
+        pytest.param("runs/cells/1/predictions/t3-batch/near", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_study_goes_on_where_it_was(undisturbed: Path, tmp_path: Path, at: str) -> None:
     folder = write_study(tmp_path / "study")
@@ -151,6 +179,96 @@ def test_a_study_without_one_data_set_runs_the_rest_and_says_what_is_missing(
     assert_same_files(result_files(run(folder, 0)), result_files(run(undisturbed, 0)))
 
 
+def test_a_model_is_trained_without_a_set_that_is_not_at_hand(tmp_path: Path, command_line: CommandLine) -> None:
+    folder = write_study(tmp_path / "study")
+    pool = yaml.safe_load((folder / "training.yaml").read_text())["finetune"]["generalist"]
+    lost = npz(tmp_path / "lost.npz", 32, 3)
+    (tmp_path / "lost.npz").unlink()
+    for role, split in (("train", "train"), ("validation", "val")):
+        pool[role].append({"name": "lost", "source": {**lost, "split": split}})
+    change(folder, "training", finetune={"generalist": pool}, seeds={"study": [0]})
+    change(folder, "cells", seeds={"study": [0]})
+
+    code, out, err = command_line("study", str(folder), "--engine", "local")
+
+    assert code == 0, err
+    (line,) = [line for line in out.splitlines() if line.startswith("missing: ")]
+    assert line.startswith("missing: training, seed 0: generalist was trained without training set 'lost': ")
+    assert (run(folder, 0) / "metrics.parquet").exists()
+    assert [each["name"] for each in card(folder / "generalist-0.safetensors")["sets"]] == ["pool"]
+
+
+def card(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = read_card(path)["training"]
+    return found
+
+
+def test_a_checkpoint_is_taken_by_its_card_when_its_images_are_gone_and_refused_when_that_says_otherwise(
+    tmp_path: Path, command_line: CommandLine
+) -> None:
+    folder = write_study(tmp_path / "study")
+    change(folder, "training", seeds={"study": [0]})
+    images = npz(tmp_path / "near.npz", 64, 40)
+    expert = training("near", 40, init="generalist")
+    for role, split in (("train", "train"), ("validation", "val")):
+        expert[role] = [{"name": "near", "source": {**images, "split": split}}]
+    change(folder, "cells", seeds={"study": [0]}, finetune={"expert": expert})
+    assert command_line("study", str(folder), "--engine", "local")[0] == 0
+    made = (folder / "expert-0.safetensors").read_bytes()
+    (tmp_path / "near.npz").unlink()
+
+    code, out, _ = command_line("study", str(folder), "--engine", "local")
+    assert code == 0
+    assert "missing: cells, seed 0: expert was taken as its card describes it, without a look at training set" in out
+
+    change(folder, "cells", finetune={"expert": {**expert, "epochs": 2}})
+    code, _, err = command_line("study", str(folder), "--engine", "local")
+    assert code == 2
+    assert "error: cells, seed 0: " in err
+    assert "was made with other settings than finetune.expert says" in err
+    assert (folder / "expert-0.safetensors").read_bytes() == made
+
+
+def test_a_set_that_turns_out_to_be_damaged_costs_no_other_set(tmp_path: Path, command_line: CommandLine) -> None:
+    folder = write_study(tmp_path / "study")
+    sets = yaml.safe_load((folder / "cells.yaml").read_text())["evaluation_sets"]
+    damaged = {"name": "torn", "source": npz(tmp_path / "torn.npz", 40, 8, damage=True)}
+    change(folder, "cells", evaluation_sets=[damaged, *sets], seeds={"study": [0]})
+    change(folder, "training", seeds={"study": [0]})
+
+    code, _, err = command_line("study", str(folder), "--engine", "local")
+
+    assert code == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: cells, seed 0: evaluation set 'torn': ")
+    assert list(json.loads((run(folder, 0) / "run.json").read_text())["left_out"]) == ["torn"]
+    assert sorted(path.name for path in (run(folder, 0) / "evidence").iterdir()) == ["far", "near"]
+
+
+def test_a_stale_archive_without_its_source_is_left_out_and_said(tmp_path: Path, command_line: CommandLine) -> None:
+    folder = write_study(tmp_path / "study")
+    sets = yaml.safe_load((folder / "cells.yaml").read_text())["evaluation_sets"]
+    source = npz(tmp_path / "other.npz", 40, 8)
+    for name in ("training", "cells"):
+        change(folder, name, seeds={"study": [0]})
+    change(folder, "cells", evaluation_sets=[*sets, {"name": "other", "source": source}])
+    assert command_line("study", str(folder), "--engine", "local")[0] == 0
+    (tmp_path / "other.npz").unlink()
+    assert command_line("study", str(folder), "--engine", "local")[0] == 0, "the archive stands in for its source"
+    assert evaluated(folder) == {"near", "far", "other"}
+
+    change(folder, "cells", evaluation_sets=[*sets, {"name": "other", "source": {**source, "limit": 30}}])
+    code, out, err = command_line("study", str(folder), "--engine", "local")
+    assert code == 2
+    assert "changed in limit since it was stored" in err
+    assert "missing: evaluation set 'other': " in out
+    assert evaluated(folder) == {"near", "far"}
+
+
+def evaluated(folder: Path) -> set[str]:
+    return set(pl.read_parquet(run(folder, 0) / "metrics.parquet")["evaluation_set"])
+
+
 def test_a_run_that_cannot_be_made_does_not_stop_the_others(tmp_path: Path, command_line: CommandLine) -> None:
     folder = write_study(tmp_path / "study")
     document = yaml.safe_load((folder / "cells.yaml").read_text())
@@ -165,6 +283,8 @@ def test_a_run_that_cannot_be_made_does_not_stop_the_others(tmp_path: Path, comm
     assert line.startswith("error: broken, seed 0: ")
     assert "expert-0.safetensors" in line
     assert all((run(folder, seed) / "metrics.parquet").exists() for seed in SEEDS)
+    page = (folder / "runs" / "report" / "index.html").read_text()
+    assert "The study is not complete: broken, seed 0: " in page
 
 
 def test_seeds_that_would_write_to_one_place_are_refused(tmp_path: Path) -> None:
@@ -173,6 +293,22 @@ def test_seeds_that_would_write_to_one_place_are_refused(tmp_path: Path) -> None
     with pytest.raises(
         ProblemsError, match=r"cells, seed 1: output is .* which cells, seed 0 writes too; put \{seed\}"
     ):
+        plan_study([folder])
+
+
+def test_what_is_named_twice_is_made_once_and_two_manifests_may_not_write_to_one_place(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study")
+    assert len(plan_study([folder, folder / "cells.yaml"], seeds=[0, 0])) == 2
+    document = yaml.safe_load((folder / "cells.yaml").read_text())
+    write(folder, "twin", {**document, "name": "twin", "output": "runs/twin/{seed}"})
+    with pytest.raises(ProblemsError, match=r"twin, seed 0: pair.expert is .* cells, seed 0 writes too; give one"):
+        plan_study([folder])
+
+
+def test_a_setting_that_no_method_can_have_is_found_before_any_work(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study")
+    change(folder, "cells", methods=["t3", {"name": "t3-batch", "lambda_min": 0.9, "lambda_max": 0.1}])
+    with pytest.raises(ProblemsError, match="lambda_min must be <= lambda_max"):
         plan_study([folder])
 
 

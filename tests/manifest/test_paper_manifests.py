@@ -14,7 +14,7 @@ import yaml
 
 from pipeline.archives.severities import FOLDS, MEDMNIST_C
 from pipeline.drivers.downloads import NOT_YET
-from pipeline.drivers.validate import validate
+from pipeline.drivers.validate import InvalidManifestError, validate
 from pipeline.errors import ProblemsError
 from pipeline.manifest import Manifest, load_manifest, manifest_schema
 from pipeline.manifest.images import CorruptSource, MedIMetaSource, MedMNISTCSource, MedMNISTSource
@@ -137,19 +137,23 @@ def test_validate_names_everything_that_is_absent_and_asks_no_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_network(tmp_path, monkeypatch)
-    with pytest.raises(ProblemsError) as caught:
+    with pytest.raises(InvalidManifestError) as caught:
         validate(load("breast-rn50"))
     assert sorted(line.split(":")[0] for line in caught.value.problems) == [
-        "breastmnist",
         "evaluation set 'breastmnist-digital'",
         "evaluation set 'breastmnist-noise'",
         "evaluation set 'mammo-calc'",
         "evaluation set 'mammo-mass'",
+    ]
+    awaited = caught.value.awaited
+    assert all(NOT_YET in line for line in awaited)
+    assert sorted(line.split(":")[0] for line in awaited) == [
+        "breastmnist",
         "pair.generalist",
         "training breastmnist",
         "validation breastmnist",
     ]
-    lines = "\n".join(caught.value.problems)
+    lines = "\n".join([*caught.value.problems, *awaited])
     assert "fetch mammo_mass from https://doi.org/10.5281/zenodo.7884735" in lines
     assert "MedMNIST-C (https://zenodo.org/records/11471504)" in lines
     assert "openai: not there yet, fetched at first use: weights from the Hugging Face hub (timm/resnet50_clip" in lines

@@ -170,8 +170,8 @@ def _sureness(results: Results, row: Mapping[str, Any]) -> Iterable[str]:
         yield f"{row['label']} against the {reference}: {gain}. {MEANING[difference.verdict]}"
     if not compared:
         yield (
-            f"The mean of {row['label']} was compared with no other: comparisons are with generalist and expert, and set "
-            f"by set with t3 and t3-batch. {_runner_up(results, row)}"
+            f"The mean of {row['label']} was compared with no other: comparisons are with generalist and expert, and "
+            f"set by set with t3 and t3-batch. {_runner_up(results, row)}"
         )
     balanced = [other for other in results.ranked if other["balanced_accuracy"] is not None]
     if not balanced or row["balanced_accuracy"] is None:

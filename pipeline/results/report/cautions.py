@@ -34,6 +34,8 @@ def cautions(results: Results, row: Mapping[str, Any]) -> Iterable[str]:
         )
     if results.unknown:
         yield f"Whether test images were seen in training is not known in full: {'; '.join(results.unknown)}."
+    if results.failed:
+        yield f"The study is not complete: {'; '.join(results.failed)}."
     if results.left_out:
         yield f"Left out, because their images were not at hand: {'; '.join(results.left_out)}."
     if seeds := count_seeds(results):

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.coefficients.evidence import GENERALIST
-from pipeline.results.layout import LEFT_OUT
+from pipeline.results.layout import FAILED, LEFT_OUT
 from pipeline.results.marks import CHECKS_NAME, read_marks, read_overlaps, read_unknown, sort_codes
 from pipeline.results.report.collapse import without_false_certainty
 from pipeline.results.report.results import COMPARISONS, EXPERT, METHODS, SETS, SEVERITIES, Results, complete
@@ -45,6 +45,7 @@ def load_results(study: Study, runs: Sequence[Path], run_jsons: Sequence[Mapping
                 f"{manifest['name']}: {line}" for run, manifest in manifests.items() for line in read_unknown(run)
             )
         ),
+        failed=tuple(dict.fromkeys(line for run_json in run_jsons for line in run_json.get(FAILED, []))),
         left_out=tuple(
             dict.fromkeys(
                 f"{run_json['manifest'].get('name', run.name)}: {name} ({reason})"

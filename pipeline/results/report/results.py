@@ -72,8 +72,8 @@ class Results:
 
     Methods and evaluation sets come in the manifest's order. ``seeds`` are the training seeds of each study;
     ``unchecked`` are the studies for which nobody looked for leaks (`pipeline check`), ``unknown`` says what could not
-    be looked into, ``left_out`` which evaluation sets a study went on without, and ``overlaps``, by study, how many
-    images were found where they should not be.
+    be looked into, ``left_out`` which evaluation sets a study went on without, ``failed`` what stopped other runs, and
+    ``overlaps``, by study, how many images were found where they should not be.
     """
 
     studies: tuple[str, ...]
@@ -85,6 +85,7 @@ class Results:
     unchecked: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
     overlaps: tuple[tuple[str, Overlap], ...] = ()
 
     @property
