@@ -10,7 +10,7 @@ from rich.text import Text
 
 from pipeline.results.comparisons import PLAIN_MODELS, confirmed_direction, direction
 from pipeline.results.ledger import LedgerRow, cost_text, ledger_rows, model_names
-from pipeline.results.marks import MARKS, sort_codes
+from pipeline.results.marks import COLLAPSE, MARKS, sort_codes
 from pipeline.results.studies import Study
 
 ABSENT = "–"
@@ -42,7 +42,8 @@ def results_table(frame: pl.DataFrame) -> Table:
 def marks_lines(frame: pl.DataFrame) -> list[str]:
     """What the symbols in a table of results mean, a line each, for the marks that occur in it."""
     used = sort_codes([code for codes in frame["marks"] for code in codes])
-    return [f"{MARKS[code].symbol} {MARKS[code].title}: {MARKS[code].explanation}" for code in used]
+    known = [MARKS[code] for code in used if code in MARKS]
+    return [f"{mark.symbol} {mark.title}: {mark.explanation}" for mark in known]
 
 
 def results_json(frame: pl.DataFrame) -> list[dict[str, Any]]:
@@ -141,7 +142,15 @@ def _headings(row: Mapping[str, Any], height: int, symbols: str) -> list[str]:
 
 
 def _symbols(codes: Collection[str]) -> str:
-    return "".join(MARKS[code].symbol for code in sort_codes([*codes]))
+    """Symbols of marks; a code that this version does not know, from a later one, has none."""
+    return "".join(MARKS[code].symbol for code in sort_codes([*codes]) if code in MARKS)
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    """The interval of the accuracy; a method that answers one class has none worth showing, but its mark."""
+    if COLLAPSE in row["marks"]:
+        return MARKS[COLLAPSE].symbol
+    return interval(row["accuracy_low"], row["accuracy_high"])
 
 
 def _result_cells(row: Mapping[str, Any], of_set: Collection[str]) -> list[str]:
@@ -151,7 +160,7 @@ def _result_cells(row: Mapping[str, Any], of_set: Collection[str]) -> list[str]:
         + _symbols({*row["marks"]} - {*of_set})
         + (f" ({whole(row['rejected'])} rejected)" if row["rejected"] else ""),
         percent(row["accuracy"]),
-        interval(row["accuracy_low"], row["accuracy_high"]),
+        _interval(row),
         percent(row["balanced_accuracy"]),
         percent(row["macro_auc"], 1),
         percent(row["ece"], 1),

@@ -23,7 +23,7 @@ from pipeline.drivers.check import check
 from pipeline.drivers.ingest import ingest
 from pipeline.engines.local import LocalEngine
 from pipeline.manifest import load_manifest
-from pipeline.results.marks import read_marks
+from pipeline.results.marks import read_marks, read_overlaps, read_unknown
 from pipeline.store.tables import read_metadata, read_table, write_table
 from tests.main_job.conftest import CommandLine
 from tests.main_job.factory import tiny_config
@@ -159,6 +159,21 @@ def test_a_set_without_leaks_fails_no_script(folder: Path, command_line: Command
     code, out, _ = command_line("check", str(path), "--fail-on-leak", "--json")
     assert code == 0
     assert json.loads(out)["evaluation_sets"]["cells-test"]["marks"] == ["duplicates-within"]
+
+
+def test_a_set_whose_archive_changed_since_counts_as_not_checked(folder: Path) -> None:
+    path, run = ingested(write_study(folder)), folder / "run"
+    recorded = check(load_manifest(path))
+    (run / "run.json").write_text(json.dumps({"manifest": {"archives": str(load_manifest(path).archives)}}))
+    assert {overlap.code for overlap in read_overlaps(run)} == {*read_marks(run)["cells-test"]}
+    recorded["inputs"]["archive.cells-test"] = "0" * 64
+    (run / "checks.json").write_text(json.dumps(recorded))
+    assert (read_marks(run), read_overlaps(run)) == ({}, [])
+    assert read_unknown(run) == [
+        "evaluation set cells-test: not checked since its archive has changed; run `pipeline check` again"
+    ]
+    (run / "run.json").write_text(json.dumps({"manifest": {"archives": str(folder / "gone")}}))
+    assert "cells-test" in read_marks(run)
 
 
 def test_equal_work_gives_equal_bytes(folder: Path) -> None:

@@ -1,8 +1,10 @@
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from pipeline.results.marks import Overlap
 from pipeline.results.report.answer import find_answer
 from pipeline.results.report.results import Results
 from pipeline.results.report.spending import spending
@@ -16,7 +18,9 @@ BETTER, WORSE, UNCLEAR = (0.04, 0.02, 0.06), (-0.04, -0.06, -0.02), (0.01, -0.01
 
 def words(results: Results) -> str:
     answer = find_answer(results, spending([{"manifest": {"name": "study"}}]))
-    return " ".join([answer.headline, *(line for passage in answer.passages for line in passage.statements)])
+    return " ".join(
+        [answer.headline, *answer.warnings, *(line for passage in answer.passages for line in passage.statements)]
+    )
 
 
 def plain(*others: dict[str, object]) -> Results:
@@ -25,19 +29,22 @@ def plain(*others: dict[str, object]) -> Results:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"),
+    ("low", "high", "p", "verdict"),
     [
-        (0.001, 0.2, Verdict.BETTER),
-        (-0.2, -0.001, Verdict.WORSE),
-        (0.0, 0.2, Verdict.UNCLEAR),
-        (-0.2, 0.0, Verdict.UNCLEAR),
-        (None, None, Verdict.UNKNOWN),
+        (0.001, 0.2, 0.049, Verdict.BETTER),
+        (-0.2, -0.001, 0.049, Verdict.WORSE),
+        (0.001, 0.2, 0.05, Verdict.UNCONFIRMED),
+        (-0.109, -0.0128, 1.0, Verdict.UNCONFIRMED),
+        (0.001, 0.2, None, Verdict.UNTESTED),
+        (0.0, 0.2, 0.01, Verdict.UNCLEAR),
+        (-0.2, 0.0, 0.01, Verdict.UNCLEAR),
+        (None, None, 0.01, Verdict.UNKNOWN),
     ],
 )
-def test_only_an_interval_without_zero_is_a_clear_difference(
-    low: float | None, high: float | None, verdict: Verdict
+def test_only_an_interval_without_zero_that_the_test_confirms_is_a_clear_difference(
+    low: float | None, high: float | None, p: float | None, verdict: Verdict
 ) -> None:
-    assert Difference(0.1, low, high).verdict is verdict
+    assert Difference(0.1, low, high, p).verdict is verdict
 
 
 def test_best_method_is_compared_with_both_models() -> None:
@@ -47,7 +54,9 @@ def test_best_method_is_compared_with_both_models() -> None:
     )
     text = words(results)
     assert "t3-batch has the best mean accuracy, 84.00 % over 2 evaluation sets." in text
-    assert "It is clearly better than the generalist and not clearly different from the expert." in text
+    sure = "4.00 points above the generalist (95 % interval excludes 0) and not clearly different from the expert."
+    assert f"It is {sure}" in text
+    assert "clearly better than the generalist" not in text
     assert "t3-batch against the expert: +1.00 points, 95 % interval −1.00 to +3.00. The interval includes 0" in text
 
 
@@ -65,7 +74,7 @@ def test_an_expert_that_nothing_beats_is_the_answer_and_the_best_merge_is_named(
 
 def test_a_generalist_that_nothing_beats_is_said_plainly() -> None:
     results = plain(method_row("t3", 0.7, difference_generalist=WORSE))
-    assert "No method is better than the generalist, which has 80.00 % mean accuracy" in words(results)
+    assert "No method has a better mean than the generalist: 80.00 % accuracy over 2 evaluation" in words(results)
 
 
 def test_methods_that_look_at_labels_are_never_the_answer() -> None:
@@ -94,13 +103,37 @@ def test_wins_and_losses_of_t3_are_counted_set_by_set() -> None:
     assert "t3 neither wins nor loses clearly on 1 of 4 evaluation sets (d)." in text
 
 
-def test_seeds_that_disagree_are_no_clear_difference() -> None:
+@pytest.mark.parametrize(
+    ("second", "p", "verdict"),
+    [
+        (BETTER, 0.001, Verdict.BETTER),
+        (BETTER, 0.2, Verdict.UNCONFIRMED),
+        (UNCLEAR, 0.5, Verdict.UNCLEAR),
+        (WORSE, 0.001, Verdict.UNCLEAR),
+    ],
+)
+def test_all_seeds_must_be_clear_in_the_same_direction(second: Any, p: float, verdict: Verdict) -> None:
     results = make_results(
         [method_row("dawin", 0.8)],
         [set_row("a", "dawin", 0.8)],
-        [comparison_row("a", "dawin", "t3", BETTER), comparison_row("a", "dawin", "t3", UNCLEAR, seed=1)],
+        [
+            comparison_row("a", "dawin", "t3", BETTER),
+            comparison_row("a", "dawin", "t3", second, seed=1, p_adjusted=p),
+        ],
     )
-    assert per_set_verdicts(results, "dawin", "t3") == {"a": Verdict.UNCLEAR}
+    assert per_set_verdicts(results, "dawin", "t3") == {"a": verdict}
+
+
+def test_an_interval_that_the_test_does_not_confirm_is_neither_won_nor_lost() -> None:
+    barely = (0.04, 0.001, 0.079)
+    sets = [
+        set_row("a", "t3", 0.8, difference_generalist=BETTER, difference_expert=BETTER),
+        set_row("b", "t3", 0.8, difference_generalist=barely, difference_expert=BETTER),
+    ]
+    text = words(make_results([method_row("t3", 0.8)], sets))
+    assert "t3 wins, clearly better than both generalist and expert, on 1 of 2 evaluation sets (a)." in text
+    assert "an interval excludes 0 but no test confirms it on 1 of 2 evaluation sets (b)." in text
+    assert "gives p < 0.05." in text
 
 
 def test_rescaled_mapping_and_other_rules_are_compared_with_t3() -> None:
@@ -131,7 +164,7 @@ def test_what_must_not_be_concluded_is_said() -> None:
     assert "largest of 3 means" in text
     assert "In-domain the expert alone is at least as good on 1 of 2 evaluation sets (seen)." in text
     assert "† Images seen in training: seen." in text
-    assert re.search(r"1 method on seen\. The method answers one class", text)
+    assert re.search(r"t3 on seen\. The method answers one class", text)
     assert "small has 50 independent images: each is worth 2.00 points" in text
     assert "was not checked (study): run `pipeline check`" in text
     assert "One training seed" in text
@@ -159,7 +192,7 @@ def test_sets_without_an_interval_are_neither_won_nor_lost() -> None:
         set_row("b", "t3", 0.8) | {"difference_generalist": 0.2, "difference_expert": 0.1},
     ]
     text = words(make_results([method_row("t3", 0.8)], sets))
-    assert "t3 cannot be compared with generalist and expert on 1 evaluation set: there is no interval." in text
+    assert "t3 cannot be compared with generalist and expert on 1 evaluation set: there is no interval" in text
     assert "t3 wins, clearly better than both generalist and expert, on a." in text
 
 
@@ -171,3 +204,96 @@ def test_what_was_left_out_and_what_could_not_be_checked_is_said_in_full() -> No
     assert "not known in full: study: what generalist was trained on: published weights." in text
     assert all(line in text for line in left_out)
     assert "Left out" not in words(plain())
+
+
+COLLAPSED = ["majority-collapse"]
+
+
+def test_collapse_of_reference_and_compared_method_is_said_by_name() -> None:
+    rescaled = {"label": "t3 (mapping=rescaled)"}
+    methods = [
+        method_row("generalist", 0.7),
+        method_row("t3", 0.8),
+        method_row("soup", 0.7),
+        method_row("slerp", 0.7),
+        method_row("t3@0a", 0.7) | rescaled,
+    ]
+    marks = {"generalist": {"a", "b"}, "t3@0a": {"a", "b"}, "slerp": {"a"}}
+    sets = [
+        set_row(name, str(row["method"]), 0.7, marks=COLLAPSED if name in marks.get(str(row["method"]), ()) else [])
+        | {"label": row["label"]}
+        for name in ("a", "b")
+        for row in methods
+    ]
+    results = make_results(methods, sets)
+    text = words(results)
+    assert (
+        find_answer(results, [])
+        .warnings[0]
+        .startswith("The generalist answers one class for every image on all 2 evaluation sets: a difference to it")
+    )
+    assert "points on the mean against t3, without a paired test. t3 (mapping=rescaled) answers one class" in text
+    assert (
+        "One class for all images: generalist, t3 (mapping=rescaled) and 1 other method on a; "
+        "generalist and t3 (mapping=rescaled) on b."
+    ) in text
+    assert "soup answers" not in text
+
+
+def test_a_best_method_that_has_collapsed_is_said_to_have() -> None:
+    results = make_results([method_row("soup", 0.9)], [set_row("a", "soup", 0.9, marks=COLLAPSED)])
+    assert find_answer(results, []).warnings == (
+        "soup answers one class for every image on a: its accuracy there is the share of that class, no matter what "
+        "the images show.",
+    )
+
+
+def test_leaks_are_counted_and_their_models_named() -> None:
+    sets = [set_row("clean", "t3", 0.9, marks=["leak"]), set_row("noisy", "t3", 0.8, marks=["leak"])]
+    where = "training set breast"
+    overlaps = [Overlap("leak", "clean", 1, 156, 0, where, model) for model in ("generalist", "expert")]
+    overlaps.append(Overlap("leak", "noisy", 5, 780, 780, where, "expert"))
+    results = make_results([method_row("t3", 0.9)], sets, overlaps=tuple(("study", item) for item in overlaps))
+    answer = find_answer(results, [])
+    assert answer.warnings == (
+        "† Images seen in training: all 2 evaluation sets, at most 0.64 % of a set's images in any one training or "
+        "validation set.",
+    )
+    assert (
+        "† Images seen in training: clean, 1 of 156 images (training set breast of generalist and expert); noisy, "
+        "5 of 780 images (training set breast of expert). Corrupted images are counted by their clean ones. "
+        "The set holds images that a model was trained or validated on"
+    ) in words(results)
+
+
+def test_several_seeds_are_counted_and_said_to_be_outside_the_intervals() -> None:
+    text = words(replace(plain(), seeds={"study": (0, 1, 2)}))
+    assert "over 2 evaluation sets and 3 training seeds" in text
+    assert "Their intervals are about which images were drawn, not about training" in text
+    assert "1 to 3 training seeds" in words(replace(plain(), seeds={"study": (0, 1, 2), "other": (0,)}))
+
+
+def test_without_references_it_is_said_that_nothing_was_compared() -> None:
+    methods = [method_row("site-a", 0.8), method_row("site-b", 0.9)]
+    text = words(make_results(methods, [set_row("a", str(row["method"]), 0.8) for row in methods]))
+    assert "site-b has the best mean accuracy, 90.00 % over 2 evaluation sets. That was compared with no other" in text
+    assert "The mean of site-b was compared with no other: comparisons are with generalist and expert" in text
+    assert "That it is 10.00 points ahead of the next, site-a, may be chance." in text
+
+
+def test_rescaled_batches_are_compared_with_batches() -> None:
+    methods = [
+        method_row("t3", 0.8),
+        method_row("t3-batch", 0.85),
+        method_row("t3-batch@0a", 0.86) | {"label": "t3-batch (mapping=rescaled)"},
+        method_row("dawin-batch", 0.84),
+    ]
+    sets = [set_row("a", str(row["method"]), 0.8) for row in methods]
+    comparisons = [
+        comparison_row("a", "t3-batch@0a", "t3", BETTER),
+        comparison_row("a", "t3-batch@0a", "t3-batch", UNCLEAR),
+        comparison_row("a", "dawin-batch", "t3-batch", WORSE),
+    ]
+    text = words(make_results(methods, sets, comparisons))
+    assert "t3-batch (mapping=rescaled): +1.00 points on the mean against t3-batch; clearly better on 0" in text
+    assert "dawin-batch: −1.00 points on the mean against t3-batch; clearly better on 0, clearly worse on 1" in text

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import RunDirectoryError
-from pipeline.results.marks import MARKS, read_marks, read_unknown, sort_codes
+from pipeline.results.marks import MARKS, Overlap, read_marks, read_overlaps, read_unknown, sort_codes
 
 
 def test_every_mark_has_a_symbol_of_its_own_and_says_what_it_means() -> None:
@@ -40,3 +40,19 @@ def test_what_could_not_be_checked_is_read_as_sentences(tmp_path: Path) -> None:
         "what generalist was trained on: published weights",
         "evaluation set night: run `pipeline ingest`",
     ]
+
+
+def test_counts_are_read_for_every_mark_model_and_set(tmp_path: Path) -> None:
+    training = [
+        {"model": "expert", "set": "breast", "role": "training", "exact": 1, "near": 45},
+        {"model": "expert", "set": "breast", "role": "validation", "exact": 0, "near": 0},
+    ]
+    within = {"exact": 2, "near": 1}
+    entry = {"marks": ["leak"], "images": 156, "through_base": 0, "training": training, "within": within}
+    (tmp_path / "checks.json").write_text(json.dumps({"evaluation_sets": {"a": entry, "b": {"marks": []}}}))
+    assert read_overlaps(tmp_path) == [
+        Overlap("leak", "a", 1, 156, 0, "training set breast", "expert"),
+        Overlap("near-duplicates", "a", 45, 156, 0, "training set breast", "expert"),
+        Overlap("duplicates-within", "a", 2, 156, 0),
+    ]
+    assert read_overlaps(tmp_path / "nowhere") == []

@@ -124,8 +124,18 @@ def test_ledger_and_provenance_are_on_the_page(html: str) -> None:
 
 def test_a_method_with_one_answer_for_all_images_is_marked(html: str) -> None:
     text = Page(html).words
-    assert "1 method on bloodmnist-gaussian-noise-severity-3" in text
+    assert "One class for all images: expert on bloodmnist-gaussian-noise-severity-3." in text
     assert 'href="#mark-majority-collapse"' in html
+
+
+def test_the_table_of_a_single_set_keeps_its_name_and_its_marks(tmp_path: Path) -> None:
+    run = study_run(tmp_path / "run", sets=SMALL_SETS[:1])
+    write_json(run / "checks.json", {"evaluation_sets": {"inside": {"marks": ["leak"]}}})
+    html = write_report(run).read_text(encoding="utf-8")
+    heading = re.search(r'id="table-set-[^"]*inside">\s*<h3>inside(.*?)</h3>', html)
+    assert heading
+    assert "†" in heading[1]
+    assert "† Images seen in training: inside." in Page(html).words
 
 
 def test_what_users_named_is_escaped(tmp_path: Path) -> None:

@@ -80,13 +80,13 @@ def test_a_small_p_is_never_zero() -> None:
     assert (p_text(0.0), p_text(0.0004), p_text(0.0124)) == ("p < 0.001", "p < 0.001", "p = 0.012")
 
 
-def test_signs_stand_only_beside_differences_whose_interval_excludes_zero() -> None:
+def test_signs_stand_only_beside_differences_whose_interval_excludes_zero_and_are_filled_where_a_test_confirms() -> (
+    None
+):
     points = Column("d", "d", "points")
-    assert [sign_of(Cell(0.1, low, high), points) for low, high in ((0.05, 0.2), (-0.2, -0.05), (-0.1, 0.2))] == [
-        "▲",
-        "▼",
-        "",
-    ]
+    ends = ((0.05, 0.2), (-0.2, -0.05), (-0.1, 0.2))
+    signs = {p: [sign_of(Cell(0.1, low, high, p=p), points) for low, high in ends] for p in (0.049, 0.05, None)}
+    assert signs == {0.049: ["▲", "▼", ""], 0.05: ["△", "▽", ""], None: ["△", "▽", ""]}
     assert sign_of(Cell(0.9, 0.8, 0.95), ACCURACY) == ""
     assert sign_of(Cell(0.1), points) == ""
 
@@ -226,17 +226,51 @@ def test_severities_are_columns() -> None:
     assert severity_table(results, "study", "b") is None
 
 
-def test_paired_tests_over_seeds_show_the_mean_the_widest_interval_and_the_largest_p() -> None:
-    results = make_results(
-        [method_row("generalist", 0.8), method_row("t3", 0.9)],
-        [set_row("a", "generalist", 0.8), set_row("a", "t3", 0.9)],
-        [
-            comparison_row("a", "t3", "generalist", (0.1, 0.05, 0.15), p_adjusted=0.01),
-            comparison_row("a", "t3", "generalist", (0.2, 0.1, 0.25), p_adjusted=0.2, seed=1),
-        ],
-    )
-    (made,) = comparison_tables(results)
-    assert [found.name for found in made.rows] == ["t3"]
-    cell = made.rows[0].cells[0]
+def test_paired_tests_over_seeds_have_the_interval_of_the_mean_and_the_largest_p() -> None:
+    """Against T³ there is no interval of the mean: the widest of all seeds."""
+    methods = [method_row("generalist", 0.8), method_row("t3", 0.9), method_row("soup", 0.85)]
+    own = set_row("a", "t3", 0.9, difference_generalist=(0.15, 0.08, 0.21)) | {"p_adjusted_generalist": 0.2}
+    pairs = [
+        comparison_row("a", method, reference, difference, p_adjusted=p, seed=seed)
+        for method, reference in (("t3", "generalist"), ("soup", "t3"))
+        for seed, difference, p in ((0, (0.1, 0.05, 0.15), 0.01), (1, (0.2, 0.1, 0.25), 0.2))
+    ]
+    sets = [set_row("a", "generalist", 0.8), own, set_row("a", "soup", 0.85)]
+    to_generalist, to_t3 = comparison_tables(make_results(methods, sets, pairs, seeds={"study": (0, 1)}))
+    assert [[found.name for found in made.rows] for made in (to_generalist, to_t3)] == [["t3"], ["soup"]]
+    assert to_generalist.rows[0].cells[0] == Cell(0.15, 0.08, 0.21, p=0.2)
+    cell = to_t3.rows[0].cells[0]
     assert cell.value == pytest.approx(0.15)
     assert (cell.low, cell.high, cell.p) == (0.05, 0.25, 0.2)
+    assert (
+        "Over 2 training seeds: the mean difference, the interval of that mean and the largest p"
+        in to_generalist.caption
+    )
+    assert "the widest interval and the largest p" in to_t3.caption
+
+
+def test_means_carry_the_marks_of_their_sets_and_methods_that_collapsed_theirs() -> None:
+    methods = [method_row("t3", 0.9), method_row("soup", 0.5)]
+    sets = [set_row("a", "t3", 0.9, marks=["leak"]), set_row("a", "soup", 0.5, marks=["leak", "majority-collapse"])]
+    made = methods_table(make_results(methods, sets), [])
+    assert made.marks == ("leak",)
+    assert [found.marks for found in made.rows] == [(), ("majority-collapse",)]
+
+
+def test_latex_explains_the_marks_in_its_caption() -> None:
+    made = Table(
+        "set-a",
+        "Set",
+        "Text.",
+        "Method",
+        (ACCURACY,),
+        (Row("t3", (Cell(0.9),), marks=("majority-collapse",)),),
+        ("leak",),
+    )
+    text = latex(made, {"leak": "†", "majority-collapse": "‖", "class-names": "¶"})
+    assert balanced(text)
+    caption = next(line for line in text.splitlines() if line.startswith(r"\caption"))
+    assert caption.startswith(r"\caption{Set\textsuperscript{\dag{}}. Text. ")
+    assert r"\textsuperscript{\dag{}}~images seen in training" in caption
+    assert r"\textsuperscript{$\|$}~one class for all images." in caption
+    assert "class names" not in caption

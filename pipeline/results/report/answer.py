@@ -7,25 +7,28 @@ from typing import Any
 import polars as pl
 
 from pipeline.coefficients.evidence import GENERALIST
-from pipeline.methods import METHODS
+from pipeline.results.marks import MARKS
 from pipeline.results.report.cautions import cautions
-from pipeline.results.report.results import EXPERT, RESCALED, Results, best_method
+from pipeline.results.report.collapse import collapse_statement
+from pipeline.results.report.results import EXPERT, Results, best_method
+from pipeline.results.report.rules import T3_METHODS, rule_statements, t3_statements
 from pipeline.results.report.spending import Spending
 from pipeline.results.report.verdicts import (
     MEANING,
     Verdict,
+    count_seeds,
     count_sets,
     difference_to,
     listed,
     passes,
-    per_set_verdicts,
     points,
     some_of,
     times,
 )
 from pipeline.results.tables import percent, whole
 
-T3_METHODS = ("t3", "t3-batch")
+REFERENCES = (GENERALIST, EXPERT)
+LEAKS = ("leak", "near-duplicates")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +50,14 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The first screen of a report; ``method`` is None where nothing is labelled."""
+    """The first screen of a report; ``method`` is None where nothing is labelled.
+
+    ``warnings`` stand below the headline: what makes the figures in it worth less than they seem.
+    """
 
     method: str | None
     headline: str
+    warnings: tuple[str, ...] = ()
     figures: tuple[KeyFigure, ...] = ()
     passages: tuple[Passage, ...] = ()
 
@@ -64,36 +71,65 @@ def find_answer(results: Results, costs: Sequence[Spending]) -> Answer:
     spent = {cost.method: cost for cost in costs}
     passages = (
         Passage("How sure", tuple(_sureness(results, row))),
-        Passage("Where T³ wins, and where it does not", tuple(_t3(results))),
-        Passage("Whether another rule does better than T³", tuple(_other_rules(results))),
+        Passage("Where T³ wins, and where it does not", tuple(t3_statements(results))),
+        Passage("Whether another rule does better than T³", tuple(rule_statements(results))),
         Passage("At which cost", tuple(_cost(results, row, spent))),
         Passage("What not to conclude", tuple(cautions(results, row))),
     )
     return Answer(
         method=best,
-        headline=_headline(row),
+        headline=_headline(results, row),
+        warnings=tuple(_warnings(results, row)),
         figures=tuple(_figures(results, row, spent)),
         passages=tuple(passage for passage in passages if passage.statements),
     )
 
 
-def _headline(row: Mapping[str, Any]) -> str:
+def _headline(results: Results, row: Mapping[str, Any]) -> str:
     accuracy = f"{percent(row['accuracy'])} %"
-    over = f"over {count_sets(row['evaluation_sets'])}"
+    seeds = count_seeds(results)
+    over = f"over {count_sets(row['evaluation_sets'])}" + (f" and {seeds}" if seeds else "")
     if row["method"] == GENERALIST:
-        return f"No method is better than the generalist, which has {accuracy} mean accuracy {over}."
-    against = [
-        difference_to(row, reference).against(reference)
-        for reference in (GENERALIST, EXPERT)
-        if reference != row["method"] and difference_to(row, reference).value is not None
-    ]
+        return f"No method has a better mean than the generalist: {accuracy} accuracy {over}."
+    against = [difference_to(row, reference).against(reference) for reference in _compared(row)]
     subject = "The expert alone" if row["method"] == EXPERT else row["label"]
-    sure = f" It is {' and '.join(against)}." if against else ""
+    sure = f" It is {' and '.join(against)}." if against else " That was compared with no other method."
     return f"{subject} has the best mean accuracy, {accuracy} {over}.{sure}"
 
 
+def _warnings(results: Results, row: Mapping[str, Any]) -> Iterable[str]:
+    """Leaks, and collapse of the best method or of one that it is compared with."""
+    labelled = results.labelled.filter(pl.col("method") == row["method"])
+    every = [results.name_of(*place) for place in labelled.select("study", "evaluation_set").rows()]
+    for code in LEAKS:
+        rows = labelled.filter(pl.col("marks").list.contains(code))
+        seen = [results.name_of(*place) for place in rows.select("study", "evaluation_set").rows()]
+        if seen:
+            where = some_of(seen, every) + _share(results, code)
+            yield f"{MARKS[code].symbol} {MARKS[code].title.capitalize()}: {where}."
+    if found := collapse_statement(results, row["method"]):
+        yield f"{found}: its accuracy there is the share of that class, no matter what the images show."
+    for reference in REFERENCES:
+        if reference != row["method"] and (found := collapse_statement(results, reference)):
+            ratios = ", and Err, mCE, BE and rBE, which are ratios to it, say as little" * (reference == GENERALIST)
+            yield f"{found}: a difference to it is one to the share of that class, not to a model at work{ratios}."
+
+
+def _share(results: Results, code: str) -> str:
+    """How much of a set was found again at most, by what `pipeline check` counted; empty where it kept no counts."""
+    shares = [overlap.count / overlap.images for _, overlap in results.overlaps if overlap.code == code]
+    if not shares:
+        return ""
+    return f", at most {percent(max(shares))} % of a set's images in any one training or validation set"
+
+
+def _compared(row: Mapping[str, Any]) -> list[str]:
+    """The references that a method's mean was compared with."""
+    return [name for name in REFERENCES if name != row["method"] and difference_to(row, name).value is not None]
+
+
 def _figures(results: Results, row: Mapping[str, Any], spent: Mapping[str | None, Spending]) -> Iterable[KeyFigure]:
-    others = [other for other in _ranked(results) if other["method"] != row["method"]]
+    others = [other for other in results.ranked if other["method"] != row["method"]]
     equals = [other["label"] for other in others if percent(other["accuracy"]) == percent(row["accuracy"])]
     remarks = [row["label"]]
     if row["accuracy_low"] is not None:
@@ -101,12 +137,12 @@ def _figures(results: Results, row: Mapping[str, Any], spent: Mapping[str | None
     if equals:
         remarks.append(f"equal to two decimals: {listed(equals)}")
     yield KeyFigure("Mean accuracy", f"{percent(row['accuracy'])} %", "; ".join(remarks))
-    for reference in (GENERALIST, EXPERT):
+    for reference in REFERENCES:
         difference = difference_to(row, reference)
         if reference == row["method"]:
             continue
         if difference.value is None:
-            yield KeyFigure(f"Against the {reference}", "–", f"the {reference} was not scored")
+            yield KeyFigure(f"Against the {reference}", "–", f"the {reference} was not scored on all sets")
             continue
         sure = [difference.verdict.value] * (difference.verdict is not Verdict.UNKNOWN)
         remark = "; ".join([*sure, difference.interval])
@@ -127,13 +163,17 @@ def _figures(results: Results, row: Mapping[str, Any], spent: Mapping[str | None
 
 
 def _sureness(results: Results, row: Mapping[str, Any]) -> Iterable[str]:
-    for reference in (GENERALIST, EXPERT):
+    compared = _compared(row)
+    for reference in compared:
         difference = difference_to(row, reference)
-        if reference == row["method"] or difference.value is None:
-            continue
-        gain = f"{points(difference.value)} points, {difference.interval}"
+        gain = f"{points(difference.value or 0.0)} points, {difference.interval}"
         yield f"{row['label']} against the {reference}: {gain}. {MEANING[difference.verdict]}"
-    balanced = [other for other in _ranked(results) if other["balanced_accuracy"] is not None]
+    if not compared:
+        yield (
+            f"The mean of {row['label']} was compared with no other: comparisons are with generalist and expert, and "
+            f"set by set with t3 and t3-batch. {_runner_up(results, row)}"
+        )
+    balanced = [other for other in results.ranked if other["balanced_accuracy"] is not None]
     if not balanced or row["balanced_accuracy"] is None:
         return
     top = max(balanced, key=lambda other: other["balanced_accuracy"])
@@ -147,67 +187,13 @@ def _sureness(results: Results, row: Mapping[str, Any]) -> Iterable[str]:
         )
 
 
-def _t3(results: Results) -> Iterable[str]:
-    compared = False
-    for row in results.methods.iter_rows(named=True):
-        method, label = row["method"], row["label"]
-        if method not in T3_METHODS:
-            continue
-        generalist, expert = (per_set_verdicts(results, method, name) for name in (GENERALIST, EXPERT))
-        both = [
-            name
-            for name, found in generalist.items()
-            if Verdict.UNKNOWN not in {found, expert.get(name, Verdict.UNKNOWN)}
-        ]
-        if len(both) < len(generalist) or not both:
-            lacking = count_sets(len(generalist) - len(both)) if generalist else "every evaluation set"
-            yield f"{label} cannot be compared with generalist and expert on {lacking}: there is no interval."
-        if not both:
-            continue
-        wins = [name for name in both if generalist[name] is expert[name] is Verdict.BETTER]
-        to_expert = [name for name in both if expert[name] is Verdict.WORSE]
-        to_generalist = [name for name in both if generalist[name] is Verdict.WORSE]
-        rest = [name for name in both if name not in {*wins, *to_expert, *to_generalist}]
-        yield f"{label} wins, clearly better than both generalist and expert, on {some_of(wins, both)}."
-        losses = f"to the expert on {some_of(to_expert, both)}, to the generalist on {some_of(to_generalist, both)}"
-        yield f"{label} loses clearly {losses}."
-        if rest:
-            yield f"{label} neither wins nor loses clearly on {some_of(rest, both)}."
-        compared = True
-    if compared:
-        yield (
-            "Clearly: the 95 % interval of the difference excludes 0, one comparison at a time. The paired tests below "
-            "are corrected for the number of comparisons."
-        )
-
-
-def _other_rules(results: Results) -> Iterable[str]:
-    reference = next((row for row in _ranked(results) if row["method"] == "t3"), None)
-    if reference is None:
-        return
-    rows = [row for row in _ranked(results) if _is_rule(row) and row["method"] != "t3"]
-    rescaled = [row for row in rows if _name(row) in T3_METHODS and RESCALED in row["label"]]
-    if not rescaled:
-        yield "The rescaled mapping, an option of ours that lets λ span its bounds, was not run."
-    for row in rescaled:
-        yield _against_t3(results, row, reference)
-    others = [row for row in rows if _rule(row) != "t3"]
-    if others:
-        best = max(others, key=lambda row: row["accuracy"])
-        yield f"Of the other rules, the best by mean accuracy is {_against_t3(results, best, reference)}"
-    relatives = [row for row in rows if _rule(row) == "t3" and row not in rescaled]
-    if relatives:
-        best = max(relatives, key=lambda row: row["accuracy"])
-        yield f"Of T³'s other groupings and settings, the best is {_against_t3(results, best, reference)}"
-
-
-def _against_t3(results: Results, row: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
-    gain = f"{row['label']}: {points(row['accuracy'] - reference['accuracy'])} points on the mean against t3"
-    verdicts = list(per_set_verdicts(results, row["method"], "t3").values())
-    if not verdicts:
-        return f"{gain}, without a paired test."
-    better, worse = (verdicts.count(verdict) for verdict in (Verdict.BETTER, Verdict.WORSE))
-    return f"{gain}; clearly better on {better}, clearly worse on {worse} of {count_sets(len(verdicts))}."
+def _runner_up(results: Results, row: Mapping[str, Any]) -> str:
+    others = [other for other in results.ranked if other["method"] != row["method"]]
+    if not others:
+        return "No other method was scored."
+    second = max(others, key=lambda other: other["accuracy"])
+    ahead = 100 * (row["accuracy"] - second["accuracy"])
+    return f"That it is {ahead:.2f} points ahead of the next, {second['label']}, may be chance."
 
 
 def _cost(results: Results, row: Mapping[str, Any], spent: Mapping[str | None, Spending]) -> Iterable[str]:
@@ -229,25 +215,3 @@ def _cost(results: Results, row: Mapping[str, Any], spent: Mapping[str | None, S
                 f"{labels[method]} then costs {times(cost.cost)} B, {whole(cost.calls)} forward calls in all, and puts "
                 f"every image through {passes(cost.per_image)}; one plain model needs 1 B and one pass."
             )
-
-
-def _ranked(results: Results) -> list[dict[str, Any]]:
-    """Methods that compete: they need no labels and have a mean over all labelled evaluation sets."""
-    return [
-        row for row in results.methods.iter_rows(named=True) if not row["analysis_only"] and row["accuracy"] is not None
-    ]
-
-
-def _name(row: Mapping[str, Any]) -> str:
-    return str(row["method"]).split("@", maxsplit=1)[0]
-
-
-def _is_rule(row: Mapping[str, Any]) -> bool:
-    """Whether λ comes from a rule; a name that the table of methods does not know is a rule of the user's own."""
-    known = METHODS.get(_name(row))
-    return known is None or known.rule is not None
-
-
-def _rule(row: Mapping[str, Any]) -> str | None:
-    known = METHODS.get(_name(row))
-    return known.rule if known else None

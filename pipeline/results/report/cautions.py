@@ -1,19 +1,19 @@
 """What must not be concluded from a report: choices among many, leaks, collapse, few images, one seed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
 from pipeline.coefficients.evidence import GENERALIST
-from pipeline.results.marks import MARKS
+from pipeline.results.marks import COLLAPSE, MARKS, Overlap
+from pipeline.results.report.collapse import collapsed_methods
 from pipeline.results.report.results import EXPERT, IN_DOMAIN, Results
-from pipeline.results.report.verdicts import listed, some_of
+from pipeline.results.report.verdicts import count_seeds, listed, some_of
 from pipeline.results.tables import decimal, whole
 
 FEW_CLUSTERS = 200
 """Below this many independent images one image is worth half a percentage point or more."""
-COLLAPSE = "majority-collapse"
 
 
 def cautions(results: Results, row: Mapping[str, Any]) -> Iterable[str]:
@@ -38,7 +38,12 @@ def cautions(results: Results, row: Mapping[str, Any]) -> Iterable[str]:
         yield f"The study is not complete: {'; '.join(results.failed)}."
     if results.left_out:
         yield f"Left out, because their images were not at hand: {'; '.join(results.left_out)}."
-    if max(map(len, results.seeds.values()), default=1) == 1:
+    if seeds := count_seeds(results):
+        yield (
+            f"Figures are means over {seeds}. Their intervals are about which images were drawn, not about training: "
+            "the standard deviation over seeds, after ±, says how much another training changes."
+        )
+    else:
         yield "One training seed: nothing here says how much another training of the expert would change."
     yield "Research software, not a medical device. Accuracy on test sets is no evidence of benefit to patients."
 
@@ -62,22 +67,37 @@ def _accuracies(results: Results, rows: pl.DataFrame) -> dict[str, float]:
 
 
 def _marked(results: Results) -> Iterable[str]:
-    """Repeat what the marks of the tables say of evaluation sets, and name the methods that have collapsed."""
-    labelled = results.labelled
+    """Repeat what the marks of the tables say: of evaluation sets with counts, of methods that collapsed with names."""
     for code, mark in MARKS.items():
-        rows = labelled.filter(pl.col("marks").list.contains(code))
-        if code == COLLAPSE:
-            rows = rows.filter(~pl.col("analysis_only"))
-        if not rows.height:
-            continue
-        sets = [
-            results.name_of(*pair) for pair in rows.select("study", "evaluation_set").unique(maintain_order=True).rows()
+        where = collapsed_methods(results) if code == COLLAPSE else _marked_sets(results, code)
+        if found := list(where):
+            corrupted = any(overlap.code == code and overlap.through_base for _, overlap in results.overlaps)
+            clean = " Corrupted images are counted by their clean ones." if corrupted else ""
+            yield f"{mark.symbol} {mark.title.capitalize()}: {'; '.join(found)}.{clean} {mark.explanation}"
+
+
+def _marked_sets(results: Results, code: str) -> Iterable[str]:
+    """Evaluation sets with a mark: how many of their images, and where these were found again."""
+    rows = results.labelled.filter(pl.col("marks").list.contains(code))
+    for study, name in rows.select("study", "evaluation_set").unique(maintain_order=True).rows():
+        own = [
+            overlap
+            for place, overlap in results.overlaps
+            if (place, overlap.evaluation_set, overlap.code) == (study, name, code)
         ]
-        where = listed(sets)
-        if code == COLLAPSE:
-            methods = rows.select("method", "study").n_unique()
-            where = f"{methods} method{'' if methods == 1 else 's'} on {where}"
-        yield f"{mark.symbol} {mark.title.capitalize()}: {where}. {mark.explanation}"
+        counts = ", ".join(_counted(own))
+        yield f"{results.name_of(study, name)}, {counts}" if counts else results.name_of(study, name)
+
+
+def _counted(overlaps: Sequence[Overlap]) -> Iterable[str]:
+    """A count for each set that images were found in, with the models that share it."""
+    models: dict[tuple[Any, ...], list[str]] = {}
+    for found in overlaps:
+        key = (found.count, found.images, found.where)
+        models.setdefault(key, []).append(found.model)
+    for (count, images, where), names in models.items():
+        place = f" ({where} of {' and '.join(dict.fromkeys(names))})" if where else ""
+        yield f"{whole(count)} of {whole(images)} images{place}"
 
 
 def _few_images(results: Results) -> Iterable[str]:

@@ -30,8 +30,9 @@ from pipeline.results.report.table import Table, used_marks
 from pipeline.results.studies import combine
 
 METHODS_NOTE = (
-    "Which method is right most often, and how far that is more than chance. A difference is clear where its interval "
-    "does not include 0. Methods that look at labels are for analysis and never count as the best."
+    "Which method is right most often, and how far that is more than chance. A mean over several sets has no test: an "
+    "interval that does not include 0 is a hint there, and the paired tests, set by set, say where it is more. Methods "
+    "that look at labels are for analysis and never count as the best."
 )
 CONDITIONS_NOTE = (
     "In-domain: images like those the expert was trained on. Base-to-novel: the same task on a data set from "
@@ -42,11 +43,12 @@ TESTS_NOTE = (
 )
 SETS_NOTE = (
     "Balanced accuracy counts every class alike. AUC: one class against the rest, mean over classes. ECE: how far "
-    "stated confidence is from the rate of being right. Err: errors as a percentage of the generalist's. BE: the "
-    "balanced error over severities as a ratio to the generalist's; rBE: the same with the error on clean images taken "
-    "from both (MedMNIST-C's definitions, with the generalist as reference). Accuracy equal to the rate of the most "
-    "common class, with few classes predicted, means that a method has collapsed. Mean λ is the weight of the expert "
-    "that was applied."
+    "stated confidence is from the rate of being right; chance only adds to it, and adds again whenever images are "
+    "drawn anew, so its interval lies too high and may even leave out the value. Err: errors as a percentage of the "
+    "generalist's. BE: the balanced error over severities as a ratio to the generalist's; rBE: the same with the "
+    "error on clean images taken from both (MedMNIST-C's definitions, with the generalist as reference). Accuracy "
+    "equal to the rate of the most common class, with few classes predicted, means that a method has collapsed. Mean "
+    "λ is the weight of the expert that was applied."
 )
 GALLERY_NOTE = (
     "The images on which generalist and expert disagree most, largest divergence first, with the class and the "
@@ -59,8 +61,10 @@ LAST = ("costs", "data")
 ANSWER = ("class_name", "probability")
 COSTS_NOTE = (
     "Merging online runs every source and the merged model each time: 3 B for a generalist and an expert. Here stage "
-    "one pays for the sources once; scoring with the merged model is then 1 B, as often as it is repeated, and 2 B "
-    "where every image has a λ of its own. What is not listed was read from stage one without a forward pass."
+    "one pays for the sources once; scoring with a merged model that whole batches share is then 1 B, as often as it "
+    "is repeated. Where every image has a λ of its own it is from 2 B, where a batch goes through both models' "
+    "weights at once, up to one forward call for each image, where the models are merged anew for each (the merge "
+    "loop). What is not listed was read from stage one without a forward pass."
 )
 
 

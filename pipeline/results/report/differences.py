@@ -42,8 +42,9 @@ def difference_figures(results: Results) -> list[Figure]:
         Figure(
             id="differences",
             title="Difference to either model alone",
-            caption="Mean accuracy over evaluation sets, percentage points; bars are 95 % intervals. A method whose "
-            "bar crosses the line at 0 is not clearly different.",
+            caption="Mean accuracy over evaluation sets, percentage points; bars are 95 % intervals, which cover the "
+            "images, not the training. Where a bar crosses the line at 0, either of the two may be the better one. A "
+            "bar that does not is a hint, no test; a point without a bar has no interval.",
             description=" ".join(sentences),
             svg=_draw([row["label"] for row in rows], records),
             data=pl.DataFrame(records),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from pipeline.results.marks import MARKS, sort_codes
 from pipeline.results.report.table import (
     Cell,
     Column,
@@ -16,6 +17,7 @@ from pipeline.results.report.table import (
     as_frame,
     interval_text,
     ranked_rows,
+    used_marks,
     value_text,
 )
 
@@ -50,6 +52,7 @@ LATEX = MappingProxyType(
         "‡": r"\ddag{}",
         "§": r"\S{}",
         "¶": r"\P{}",
+        "‖": r"$\|$",
     }
 )
 """What LaTeX takes for a command, and letters that its default fonts lack; all else is left as it is (UTF-8)."""
@@ -58,12 +61,13 @@ LATEX = MappingProxyType(
 def latex(table: Table, symbols: Mapping[str, str]) -> str:
     """One ``table`` environment that needs the package booktabs: best values bold, second underlined.
 
-    Intervals follow their value in small type; ``symbols`` maps codes of marks to what is printed for them.
+    Intervals follow their value in small type; ``symbols`` maps codes of marks to what is printed for them, and the
+    caption says what those in the table mean.
     """
     lines = [
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{escape(f'{table.title}. {table.caption}')}}}",
+        rf"\caption{{{_latex_caption(table, symbols)}}}",
         rf"\label{{tab:{table.id}}}",
         rf"\begin{{tabular}}{{l{''.join('l' if column.kind == 'text' else 'r' for column in table.columns)}}}",
         r"\toprule",
@@ -113,6 +117,19 @@ def escape(text: str) -> str:
     return "".join(LATEX.get(letter, letter) for letter in " ".join(text.split()))
 
 
+def _latex_caption(table: Table, symbols: Mapping[str, str]) -> str:
+    """Title with the marks of the whole table, caption, and the title of every mark that the table shows."""
+    used = [code for code in sort_codes(used_marks([table])) if code in symbols and code in MARKS]
+    meaning = "; ".join(rf"\textsuperscript{{{escape(symbols[code])}}}~{escape(MARKS[code].title)}" for code in used)
+    title = escape(table.title) + _latex_marks(table.marks, symbols)
+    return f"{title}. {escape(table.caption)}" + (f" {meaning}." if meaning else "")
+
+
+def _latex_marks(codes: Sequence[str], symbols: Mapping[str, str]) -> str:
+    marks = "".join(escape(symbols.get(code, "")) for code in codes)
+    return rf"\textsuperscript{{{marks}}}" if marks else ""
+
+
 def _latex_groups(table: Table) -> list[str]:
     if not table.groups:
         return []
@@ -128,10 +145,7 @@ def _latex_groups(table: Table) -> list[str]:
 
 
 def _latex_row(table: Table, row: Row, marked: Sequence[Place], symbols: Mapping[str, str]) -> str:
-    marks = "".join(escape(symbols.get(code, "")) for code in row.marks)
-    name = escape(row.name + (f" ({row.note})" if row.note else "")) + (
-        rf"\textsuperscript{{{marks}}}" if marks else ""
-    )
+    name = escape(row.name + (f" ({row.note})" if row.note else "")) + _latex_marks(row.marks, symbols)
     cells = [
         _latex_cell(cell, column, place, symbols)
         for cell, column, place in zip(row.cells, table.columns, marked, strict=True)
@@ -142,10 +156,5 @@ def _latex_row(table: Table, row: Row, marked: Sequence[Place], symbols: Mapping
 def _latex_cell(cell: Cell, column: Column, place: Place, symbols: Mapping[str, str]) -> str:
     text = escape(value_text(cell, column))
     text = rf"\textbf{{{text}}}" if place == "best" else rf"\underline{{{text}}}" if place == "second" else text
-    marks = "".join(escape(symbols.get(code, "")) for code in cell.marks)
     interval = interval_text(cell, column)
-    return (
-        text
-        + (rf"\textsuperscript{{{marks}}}" if marks else "")
-        + (rf" {{\scriptsize ({escape(interval)})}}" if interval else "")
-    )
+    return text + _latex_marks(cell.marks, symbols) + (rf" {{\scriptsize ({escape(interval)})}}" if interval else "")

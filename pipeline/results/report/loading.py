@@ -6,16 +6,22 @@ from typing import Any
 
 import polars as pl
 
+from pipeline.coefficients.evidence import GENERALIST
 from pipeline.results.layout import FAILED, LEFT_OUT
-from pipeline.results.marks import CHECKS_NAME, read_marks, read_unknown, sort_codes
-from pipeline.results.report.results import COMPARISONS, METHODS, SETS, SEVERITIES, Results, complete
+from pipeline.results.marks import CHECKS_NAME, read_marks, read_overlaps, read_unknown, sort_codes
+from pipeline.results.report.collapse import without_false_certainty
+from pipeline.results.report.results import COMPARISONS, EXPERT, METHODS, SETS, SEVERITIES, Results, complete
 from pipeline.results.studies import Study
 
 PLACE = ("study", "evaluation_set", "method")
 
 
 def load_results(study: Study, runs: Sequence[Path], run_jsons: Sequence[Mapping[str, Any]]) -> Results:
-    """Put the frames of ``study``, made of ``runs``, and the marks that `pipeline check` left in them together."""
+    """Put the frames of ``study``, made of ``runs``, and the marks that `pipeline check` left in them together.
+
+    Where a method has collapsed, what its intervals would wrongly say is left out
+    (:func:`~pipeline.results.report.collapse.without_false_certainty`).
+    """
     manifests = {run: {"name": run.name, **run_json["manifest"]} for run, run_json in zip(runs, run_jsons, strict=True)}
     seeds: dict[str, list[int]] = {}
     marks: dict[tuple[str, str], list[str]] = {}
@@ -25,11 +31,12 @@ def load_results(study: Study, runs: Sequence[Path], run_jsons: Sequence[Mapping
         for evaluation_set, codes in read_marks(run).items():
             marks.setdefault((name, evaluation_set), []).extend(codes)
     unchecked = [str(manifest["name"]) for run, manifest in manifests.items() if not (run / CHECKS_NAME).exists()]
-    return Results(
+    sets = _mark(complete(_with_tests(_with_counts(study), study.comparisons), SETS), marks)
+    results = Results(
         studies=tuple(seeds),
         seeds={name: tuple(found) for name, found in seeds.items()},
-        sets=_mark(complete(_with_counts(study), SETS), marks),
-        methods=complete(study.summary, METHODS),
+        sets=sets,
+        methods=with_only_test(complete(study.summary, METHODS), sets),
         comparisons=complete(study.comparisons, COMPARISONS),
         severities=severities_over_seeds(complete(study.by_severity, SEVERITIES)),
         unchecked=tuple(dict.fromkeys(unchecked)),
@@ -46,7 +53,24 @@ def load_results(study: Study, runs: Sequence[Path], run_jsons: Sequence[Mapping
                 for name, reason in run_json.get(LEFT_OUT, {}).items()
             )
         ),
+        overlaps=tuple(
+            dict.fromkeys(
+                (str(manifest["name"]), overlap)
+                for run, manifest in manifests.items()
+                for overlap in read_overlaps(run)
+            )
+        ),
     )
+    return without_false_certainty(results)
+
+
+def with_only_test(methods: pl.DataFrame, sets: pl.DataFrame) -> pl.DataFrame:
+    """Give means of a single labelled evaluation set the p of that set; a mean of several sets has no test."""
+    labelled = sets.filter(pl.col("samples") > 0)
+    if labelled.select("study", "evaluation_set").n_unique() != 1:
+        return methods
+    names = [f"p_adjusted_{reference}" for reference in (GENERALIST, EXPERT)]
+    return methods.drop(names).join(labelled.select("method", *names), on="method", how="left", maintain_order="left")
 
 
 def severities_over_seeds(frame: pl.DataFrame) -> pl.DataFrame:
@@ -70,6 +94,17 @@ def _with_counts(study: Study) -> pl.DataFrame:
     counts = study.frame.group_by(PLACE).agg(pl.col("unlabelled", "rejected").max())
     kept = [name for name in study.over_seeds.columns if name not in {"unlabelled", "rejected"}]
     return study.over_seeds.select(kept).join(counts, on=PLACE, how="left", maintain_order="left")
+
+
+def _with_tests(sets: pl.DataFrame, comparisons: pl.DataFrame) -> pl.DataFrame:
+    """Add the largest p over seeds against generalist and expert where the study has not got it."""
+    for reference in (GENERALIST, EXPERT):
+        name = f"p_adjusted_{reference}"
+        if name not in sets.columns:
+            against = comparisons.filter(pl.col("reference") == reference)
+            largest = against.group_by(PLACE).agg(pl.col("p_adjusted").max().alias(name))
+            sets = sets.join(largest, on=PLACE, how="left", maintain_order="left")
+    return sets
 
 
 def _mark(sets: pl.DataFrame, marks: Mapping[tuple[str, str], Sequence[str]]) -> pl.DataFrame:

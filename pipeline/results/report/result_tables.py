@@ -5,16 +5,19 @@ and every modality in detail in Table 7; these are their counterparts, with inte
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 
 from pipeline.coefficients.evidence import GENERALIST
+from pipeline.results.marks import COLLAPSE, sort_codes
+from pipeline.results.report.collapse import collapsed_on
 from pipeline.results.report.figure import slug
 from pipeline.results.report.results import EXPERT, IN_DOMAIN, OUT_OF_DOMAIN, Results
 from pipeline.results.report.spending import Spending
 from pipeline.results.report.table import Cell, Column, Row, Table
-from pipeline.results.report.verdicts import count_sets
+from pipeline.results.report.verdicts import count_seeds, count_sets
 
 LOOKS_AT_LABELS = "looks at labels"
 INTERVALS = "Smaller figures: 95 % intervals (bootstrap over independent images, stratified by class)."
@@ -26,20 +29,22 @@ def methods_table(results: Results, costs: Sequence[Spending]) -> Table:
     rows = []
     for found in results.methods.iter_rows(named=True):
         cost = spent.get(found["method"])
+        own = (COLLAPSE,) if collapsed_on(results, found["method"]) else ()
         cells = [cell_of(found, name) for name in ("accuracy", "balanced_accuracy")]
         cells += [_difference(found, reference) for reference in (GENERALIST, EXPERT)]
         cells += [Cell(found["ood"]), Cell(found["mce"])]
         cells.append(Cell((cost.cost or 0.0) if cost else 0.0 if spent else None))
-        rows.append(row_of(results, found, cells))
+        rows.append(row_of(results, found, cells, own))
     over = results.labelled.select("study", "evaluation_set").n_unique()
     return Table(
         id="methods",
-        title="Methods",
+        title="Means over evaluation sets",
         caption=(
-            f"Means over {count_sets(over)} with labels, each counted once whatever its size. Differences are in "
-            "accuracy, in percentage points. OOD averages base-to-novel, noise and digital. mCE is the mean Err of all "
-            "conditions but in-domain; Err is 100 for the generalist, and less is better. Cost is in units of B, the "
-            f"forward calls of one plain model, after stage one. {INTERVALS}"
+            f"Means over {count_sets(over)} with labels, each counted once whatever its size{_and_seeds(results)}. "
+            "Differences are in accuracy, in percentage points; a mean over several sets has no test. OOD averages "
+            "base-to-novel, noise and digital. mCE is the mean Err of all conditions but in-domain; Err is 100 for the "
+            "generalist, and less is better. Cost is in units of B, the forward calls of one plain model, after "
+            f"stage one. {INTERVALS}"
         ),
         heading="Method",
         columns=(
@@ -52,7 +57,19 @@ def methods_table(results: Results, costs: Sequence[Spending]) -> Table:
             Column("cost", "Cost", "cost"),
         ),
         rows=tuple(rows),
+        marks=marks_of_sets(results),
     )
+
+
+def marks_of_sets(results: Results) -> tuple[str, ...]:
+    """Marks of whole evaluation sets: what holds for one of them weighs on every mean that it is part of."""
+    codes = [code for marks in results.labelled["marks"].to_list() for code in marks or ()]
+    return tuple(sort_codes([code for code in codes if code != COLLAPSE]))
+
+
+def _and_seeds(results: Results) -> str:
+    seeds = count_seeds(results)
+    return f", and over {seeds}, whose spread the intervals leave out" if seeds else ""
 
 
 def conditions_table(results: Results) -> Table:
@@ -86,7 +103,8 @@ def conditions_table(results: Results) -> Table:
         title="By condition",
         caption=(
             "Accuracy in %. Where a condition has several evaluation sets, their mean; the last column is the mean "
-            f"over all sets. {INTERVALS} A mean of several sets has its interval in the last column only."
+            f"over all sets{_and_seeds(results)}. {INTERVALS} A mean of several sets has its "
+            "interval in the last column only."
         ),
         heading="Method",
         columns=(*columns, Column("mean", "Mean", "percent", "All" if several else "", "higher")),
@@ -102,6 +120,7 @@ def set_table(results: Results, study: str, evaluation_set: str) -> Table:
     rows = []
     for found in here.iter_rows(named=True):
         cells = [cell_of(found, name) for name in ("accuracy", "balanced_accuracy", "macro_auc", "ece", "err")]
+        cells[:2] = [_in_place_of_interval(cell, found["marks"] or ()) for cell in cells[:2]]
         cells += [Cell(found["be"]), Cell(found["rbe"])]
         classes = None if found["predicted_classes"] is None else f"{found['predicted_classes']} of {found['classes']}"
         cells += [Cell(classes), Cell(found["mean_lambda"])]
@@ -144,10 +163,12 @@ def severity_table(results: Results, study: str, evaluation_set: str) -> Table |
         row_of(results, method, [cells[method["method"]].get(key, Cell()) for key in keys])
         for method in here.unique("method", keep="first", maintain_order=True).iter_rows(named=True)
     ]
+    seeds = len(results.seeds.get(study, ()))
+    spread = f"Means over {seeds} training seeds, ± standard deviation." if seeds > 1 else INTERVALS
     return Table(
         id=f"severity-{slug(study, evaluation_set)}",
         title=f"{results.name_of(study, evaluation_set)} by severity",
-        caption=f"Accuracy in % at each severity of {_corruptions(keys)}. {INTERVALS}",
+        caption=f"Accuracy in % at each severity of {_corruptions(keys)}. {spread}",
         heading="Method",
         columns=tuple(
             Column(
@@ -185,9 +206,16 @@ def cell_of(found: Mapping[str, Any], name: str) -> Cell:
     return Cell(found[name], found.get(f"{name}_low"), found.get(f"{name}_high"), found.get(f"{name}_sd"))
 
 
+def _in_place_of_interval(cell: Cell, marks: Sequence[str]) -> Cell:
+    """A collapsed method has no interval: its mark says why."""
+    return replace(cell, marks=(COLLAPSE,)) if cell.low is None and COLLAPSE in marks else cell
+
+
 def _difference(found: Mapping[str, Any], reference: str) -> Cell:
-    """A model is not compared with itself."""
-    return Cell() if found["method"] == reference else cell_of(found, f"difference_{reference}")
+    """The difference with its test where it has one; a model is not compared with itself."""
+    if found["method"] == reference:
+        return Cell()
+    return replace(cell_of(found, f"difference_{reference}"), p=found[f"p_adjusted_{reference}"])
 
 
 def _mean_cell(rows: pl.DataFrame, name: str) -> Cell:
@@ -215,7 +243,9 @@ def _describe_set(found: Mapping[str, Any]) -> str:
     if found["majority_rate"] is not None:
         parts.append(f"The most common class holds {100 * found['majority_rate']:.2f} %.")
     if (found["seeds"] or 1) > 1:
-        parts.append(f"Means over {found['seeds']} training seeds, ± standard deviation.")
+        parts.append(
+            f"Means over {found['seeds']} training seeds, ± standard deviation; the intervals leave the seeds out."
+        )
     return " ".join(parts)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.coefficients.evidence import GENERALIST
+from pipeline.results.marks import Overlap
 
 EXPERT = "expert"
 IN_DOMAIN = "in-domain"
@@ -33,17 +34,21 @@ SETS: Schema = (
     | dict.fromkeys(("samples", "clusters", "unlabelled", "rejected", "classes", "predicted_classes"), pl.Int64)
     | _with_intervals("accuracy", "balanced_accuracy", "macro_auc", "ece", "err")
     | _with_intervals("difference_generalist", "difference_expert")
+    | _floats("p_adjusted_generalist", "p_adjusted_expert")
     | _floats("be", "rbe", "majority_rate", "mean_lambda")
     | {"marks": pl.List(pl.String)}
 )
-"""One row per evaluation set and method: means over seeds, ``_sd`` over seeds, 95 % intervals."""
+"""One row per evaluation set and method: means over seeds, ``_sd`` over seeds, 95 % intervals, largest adjusted p."""
 
 METHODS: Schema = (
     {**NAMES, "evaluation_sets": pl.Int64}
     | _with_intervals("accuracy", "balanced_accuracy", "difference_generalist", "difference_expert")
-    | _floats("mce", "ood")
+    | _floats("p_adjusted_generalist", "p_adjusted_expert", "mce", "ood")
 )
-"""One row per method: means over all labelled evaluation sets, each counted once whatever its size."""
+"""One row per method: means over all labelled evaluation sets, each counted once whatever its size.
+
+A mean over several sets has no test; p is that of the only labelled set where there is but one.
+"""
 
 COMPARISONS: Schema = (
     {**PLACE, "method": pl.String, "label": pl.String, "reference": pl.String, "seed": pl.Int64}
@@ -67,7 +72,8 @@ class Results:
 
     Methods and evaluation sets come in the manifest's order. ``seeds`` are the training seeds of each study;
     ``unchecked`` are the studies for which nobody looked for leaks (`pipeline check`), ``unknown`` says what could not
-    be looked into, ``left_out`` which evaluation sets a study went on without, and ``failed`` what stopped other runs.
+    be looked into, ``left_out`` which evaluation sets a study went on without, ``failed`` what stopped other runs, and
+    ``overlaps``, by study, how many images were found where they should not be.
     """
 
     studies: tuple[str, ...]
@@ -80,6 +86,7 @@ class Results:
     unknown: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
+    overlaps: tuple[tuple[str, Overlap], ...] = ()
 
     @property
     def labelled(self) -> pl.DataFrame:
@@ -95,6 +102,15 @@ class Results:
     def name_of(self, study: str, evaluation_set: str) -> str:
         """What an evaluation set is called on the page: by its study too where there are several."""
         return evaluation_set if len(self.studies) == 1 else f"{study}: {evaluation_set}"
+
+    @property
+    def ranked(self) -> list[dict[str, Any]]:
+        """Rows of methods that compete: they need no labels and have a mean over all labelled evaluation sets."""
+        return [
+            row
+            for row in self.methods.iter_rows(named=True)
+            if not row["analysis_only"] and row["accuracy"] is not None
+        ]
 
     def main_methods(self) -> list[str]:
         """Methods that tables show before they are unfolded: the usual ones, rescaled T³, and the best by accuracy."""

@@ -8,11 +8,13 @@ import polars as pl
 
 from pipeline.results.tables import ABSENT
 
-Kind = Literal["text", "percent", "points", "decimal", "count", "cost", "p"]
+Kind = Literal["text", "percent", "points", "decimal", "count", "cost"]
 Place = Literal["", "best", "second"]
 
 DIGITS = {"percent": 2, "points": 2, "decimal": 2, "cost": 2}
 SMALLEST_P = 0.001
+SIGNIFICANT = 0.05
+"""Below this adjusted p a test confirms what an interval says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,6 @@ class Cell:
     spread: float | None = None
     p: float | None = None
     marks: tuple[str, ...] = ()
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +118,11 @@ def interval_text(cell: Cell, column: Column) -> str:
 
 
 def sign_of(cell: Cell, column: Column) -> str:
-    """▲ or ▼ beside a difference whose interval excludes 0."""
-    if column.kind != "points" or cell.low is None or cell.high is None:
+    """▲ or ▼ beside a difference whose interval excludes 0 where the test confirms it, else △ or ▽."""
+    if column.kind != "points" or cell.low is None or cell.high is None or cell.low <= 0 <= cell.high:
         return ""
-    return "▲" if cell.low > 0 else "▼" if cell.high < 0 else ""
+    confirmed = cell.p is not None and cell.p < SIGNIFICANT
+    return ("▲" if confirmed else "△") if cell.low > 0 else "▼" if confirmed else "▽"
 
 
 def p_text(p: float) -> str:
@@ -178,8 +180,6 @@ def _marks_of(table: Table, row: Row) -> tuple[str, ...]:
 def _number(value: float, column: Column, *, signed: bool = True) -> str:
     sign = "+" if signed and column.kind == "points" else ""
     text = f"{value * _factor(column.kind):{sign},.{digits_of(column)}f}"
-    if column.kind == "p":
-        return p_text(value)
     return (f"{text} B" if column.kind == "cost" else text).replace("-", "−")
 
 
