@@ -39,9 +39,9 @@ def metric_intervals(method: str, replicates: Mapping[str, Replicates]) -> dict[
 
 def accuracy_intervals(found: Replicates | None) -> dict[str, float | None]:
     """Intervals of both accuracies; null where there are no replicates, or those of a collapsed method."""
-    sure = found is None or found.collapsed
-    accuracy_R, balanced_R = (None, None) if sure else (found.accuracy_R, found.balanced_accuracy_R)
-    return interval_of("accuracy", accuracy_R) | interval_of("balanced_accuracy", balanced_R)
+    if found is None or found.collapsed:
+        return interval_of("accuracy", None) | interval_of("balanced_accuracy", None)
+    return interval_of("accuracy", found.accuracy_R) | interval_of("balanced_accuracy", found.balanced_accuracy_R)
 
 
 def apart(first: Replicates | None, second: Replicates | None) -> Values:

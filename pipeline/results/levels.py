@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,14 +141,13 @@ def _balanced_accuracy(right: NDArray[np.int8], label: NDArray[np.int32]) -> flo
 
 def _is_fixed(right: NDArray[np.int8], label: NDArray[np.int32]) -> bool:
     """Whether some classes are all right and the others all wrong: their shares alone make the accuracy."""
-    recall = _recalls(right, label)
-    return len(recall) > 1 and set(recall) <= {0.0, 1.0} and recall.min() < 1
+    return set(_recalls(right, label).tolist()) == {0.0, 1.0}
 
 
 def _recalls(right: NDArray[np.int8], label: NDArray[np.int32]) -> NDArray[np.float64]:
     total_C = np.bincount(label)
     right_C = np.bincount(label, weights=right)
-    return cast(NDArray[np.float64], right_C[total_C > 0] / total_C[total_C > 0])
+    return right_C[total_C > 0] / total_C[total_C > 0]
 
 
 def _error(right: NDArray[np.int8]) -> float | None:

@@ -78,7 +78,8 @@ def evaluate_run(run: Path) -> pl.DataFrame:
     out where they do not cover the set; ``predicted_classes`` of ``classes``, ``predicted_counts`` and ``mean_lambda``
     count unlabelled rows too; ``macro_auc`` is one-vs-rest over the classes that occur, and has no interval; ``ece``
     has 15 bins of equal width; ``be`` and ``rbe`` are MedMNIST-C's for sets with corruptions, the latter where the
-    manifest says which set is the clean one; ``clusters`` counts what was resampled for the 95 % intervals;
+    manifest says which set is the clean one; ``clusters`` counts what was resampled for the 95 % intervals, of which
+    the accuracies' are null where the method has collapsed (:mod:`pipeline.results.intervals`);
     ``marks`` are those that `pipeline check` gave the set, and ``majority-collapse`` where one class only is predicted
     and more than one occurs; ``label`` is the method with the settings that are not its defaults, ``analysis_only``
     says that it looked at labels; ``fingerprint`` is the digest over the fingerprints of all parts read.

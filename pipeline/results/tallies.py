@@ -54,8 +54,8 @@ class Tally:
     @property
     def collapsed(self) -> bool:
         """Whether all rows were given one class, although the labelled ones have more than one."""
-        occurring = np.count_nonzero(self.confusion_CC.sum(axis=1))
-        return np.count_nonzero(self.predicted_C) == 1 and occurring > 1
+        occurring_C = self.confusion_CC.sum(axis=1)
+        return bool(np.count_nonzero(self.predicted_C) == 1 and np.count_nonzero(occurring_C) > 1)
 
     @property
     def mistakes(self) -> int:
