@@ -25,6 +25,8 @@ from pipeline.manifest import load_manifest
 
 app = typer.Typer()
 
+WIDE = 110
+
 
 @app.command()
 def validate(manifest: ManifestPath, data_root: DataRoot = None, allow_code: AllowCode = False) -> None:
@@ -232,7 +234,10 @@ def _print_study(summary: Any) -> None:
     from pipeline.results.tables import study_table
 
     if summary.runs:
-        Console().print(study_table(combine(summary.runs)))
+        console = Console()
+        # A file or a pipe has no width of its own: names need not be folded there.
+        width = None if console.is_terminal else WIDE
+        console.print(study_table(combine(summary.runs)), width=width)
         print(f"report: {summary.report}")
     for line in summary.missing:
         print(f"missing: {line}")

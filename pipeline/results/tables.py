@@ -14,6 +14,8 @@ from pipeline.results.marks import COLLAPSE, MARKS, sort_codes
 from pipeline.results.studies import Study
 
 ABSENT = "–"
+# Names of conditions at the head of narrow columns.
+SHORT = {"in-domain": "in-dom.", "base-to-novel": "novel"}
 
 
 def results_table(frame: pl.DataFrame) -> Table:
@@ -64,7 +66,7 @@ def study_table(study: Study) -> Table:
     means = {(row["label"], row["condition"]): row["accuracy"] for row in by_condition.iter_rows(named=True)}
     tested = {row["label"]: row for row in study.over_seeds.iter_rows(named=True)} if study.is_of_one_set else {}
     table = _table("Mean accuracy over all sets, studies and seeds, %", "Method", padding=0)
-    for title in ("Mean", "95 %", "vs gen.", "vs exp.", *(name.removesuffix("-novel") for name in conditions), "+/-"):
+    for title in ("Mean", "95 %", "vs gen.", "vs exp.", *(SHORT.get(name, name) for name in conditions), "+/-"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in study.summary.iter_rows(named=True):
         cells = [
