@@ -143,7 +143,8 @@ def settings(folder: Path) -> Any:
 def method_labels(run: Path, methods: Iterable[str]) -> dict[str, str]:
     """Methods by folder as people read them: the name and the settings that are not its defaults.
 
-    The window and the seed are left out, which a run has but one of; where two would then be called alike, the folder's name stays.
+    The window and the seed are left out, which a run has but one of; where two would then be called alike, the folder's
+    name stays.
     """
     labels = {method: _label(run, method) for method in dict.fromkeys(methods)}
     called = Counter(labels.values())
@@ -178,7 +179,8 @@ def _spelled(folder: Path) -> dict[str, Any]:
 
 def _label(run: Path, method: str) -> str:
     changed = (settings(run / "predictions" / method) or {}).get("changed", {})
-    listed = ", ".join(f"{name}={value}" for name, value in changed.items() if name not in OF_RUN)
+    own = {name: value for name, value in changed.items() if name not in OF_RUN}
+    listed = ", ".join(f"{name}={value}" for name, value in own.items())
     name = method.split("@", maxsplit=1)[0]
     return f"{name} ({listed})" if listed else name if changed else method
 
