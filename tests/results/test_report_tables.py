@@ -55,6 +55,14 @@ def test_best_and_second_follow_what_is_shown_and_skip_what_is_not_ranked() -> N
     }
 
 
+def test_a_share_of_one_class_is_never_the_best_value() -> None:
+    collapsed = Row("collapsed", (Cell(0.95, marks=("majority-collapse",)), Cell(60.0)))
+    found = {
+        item.name: places for item, places in ranked_rows(table(row("a", 0.9, 50.0), row("b", 0.8, 70.0), collapsed))
+    }
+    assert found == {"a": ("best", "best"), "b": ("second", ""), "collapsed": ("", "second")}
+
+
 def test_a_column_in_which_all_are_equal_marks_nothing() -> None:
     assert [places for _, places in ranked_rows(table(row("a", 0.5, 1.0), row("b", 0.5, 1.0)))] == [("", "")] * 2
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import polars as pl
 
+from pipeline.results.marks import COLLAPSE
 from pipeline.results.tables import ABSENT
 
 Kind = Literal["text", "percent", "points", "decimal", "count", "cost"]
@@ -94,7 +95,8 @@ class Table:
 def ranked_rows(table: Table) -> list[tuple[Row, tuple[Place, ...]]]:
     """Every row with the place of each of its values: best and second of the columns that have a better end.
 
-    Values that are shown alike share a place: a reader must not see two equal figures of which one is marked.
+    Values that are shown alike share a place: a reader must not see two equal figures of which one is marked. A value
+    of a method that answers one class for all images has none: it is the share of that class.
     """
     by_column = [_places(table, index, column) for index, column in enumerate(table.columns)]
     return [(row, tuple(column[place] for column in by_column)) for place, row in enumerate(table.rows)]
@@ -163,7 +165,9 @@ def used_marks(tables: Iterable[Table]) -> list[str]:
 def _places(table: Table, index: int, column: Column) -> list[Place]:
     shown = [
         round(value * _factor(column.kind), digits_of(column))
-        if row.ranked and isinstance(value := row.cells[index].value, int | float)
+        if row.ranked
+        and COLLAPSE not in row.cells[index].marks
+        and isinstance(value := row.cells[index].value, int | float)
         else None
         for row in table.rows
     ]
