@@ -66,7 +66,7 @@ def test_paths_of_nested_sources_are_relative_to_the_manifest(tmp_path: Path) ->
         (RELEASED | {"severities": [2, 1]}, "severities: severities must ascend, each named once, got [2, 1]"),
         (RELEASED | {"dataset": "../x"}, "dataset: must be letters, digits"),
         (RELEASED | {"corruptions": ["a/b"]}, "corruptions[0]: must be letters, digits"),
-        (RELEASED | {"corruptions": ["fog", "fog"]}, "names must be distinct, got fog more than once"),
+        (RELEASED | {"corruptions": ["fog", "fog"]}, "must be distinct, got fog more than once"),
         (RELEASED | {"severity": [1]}, ".severity; did you mean severities?; known: kind, dataset, root"),
         (RELEASED | {"stratified": {"images": 0}}, "stratified.images must be >= 1, got 0"),
         (OURS | {"corruptions": ["gausian_noise"]}, "imagenet-c has no 'gausian_noise'; did you mean gaussian_noise?"),
