@@ -236,8 +236,8 @@ def _print_study(summary: Any) -> None:
     if summary.runs:
         console = Console()
         # A file or a pipe has no width of its own: names need not be folded there.
-        width = None if console.is_terminal else WIDE
-        console.print(study_table(combine(summary.runs)), width=width)
+        console = console if console.is_terminal else Console(width=WIDE)
+        console.print(study_table(combine(summary.runs)))
         print(f"report: {summary.report}")
     for line in summary.missing:
         print(f"missing: {line}")

@@ -180,13 +180,16 @@ class _Worker:
         return infer(self.manifest, self.engine, allow_code=self.allow_code).computed > 0
 
     def _evaluate(self) -> bool:
-        """Look for leaks, with the manifests that trained the run's models, and evaluate."""
+        """Look for leaks, with the manifests that trained the run's models, and evaluate.
+
+        Never counts as computed: how long it takes says nothing of what the other steps will.
+        """
         used = set(self.manifest.checkpoints.values())
         makers = [item for item in self.trainings if used & {item.checkpoints[name] for name in item.finetune}]
         check(self.manifest, makers)
         RunDirectory(Path(self.manifest.output)).update_record(**{LEFT_OUT: self.left_out})
         evaluate_run(Path(self.manifest.output))
-        return True
+        return False
 
     def _with_sets(self, items: list[EvaluationSet]) -> Manifest:
         return self.manifest.model_copy(update={"evaluation_sets": items})

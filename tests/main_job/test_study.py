@@ -119,13 +119,16 @@ def test_a_study_makes_a_run_for_every_seed_with_models_of_its_own(undisturbed: 
         assert (run(undisturbed, seed) / "checks.json").exists()
 
 
-def test_a_finished_study_computes_nothing_again(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_finished_study_computes_nothing_again(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "study"
     shutil.copytree(undisturbed, folder)
     for path in folder.rglob("run.json"):
         path.write_text(path.read_text().replace(str(undisturbed), str(folder)))
     before = modification_times(folder)
     run_study(plan_study([folder]), "local")
+    assert "min left" not in capsys.readouterr().err, "nothing was computed that could tell"
     after = modification_times(folder)
     derived = {name for name in after if Path(name).parts[-2:-1] != ("near",) and Path(name).parts[-2:-1] != ("far",)}
     assert {name: time for name, time in after.items() if name not in derived} == {
@@ -192,6 +195,8 @@ def test_a_model_is_trained_without_a_set_that_is_not_at_hand(tmp_path: Path, co
     code, out, err = command_line("study", str(folder), "--engine", "local")
 
     assert code == 0, err
+    assert "min left" in err
+    assert any(line.split()[:1] == ["t3-batch"] and len(line.split()) == 8 for line in out.splitlines())
     (line,) = [line for line in out.splitlines() if line.startswith("missing: ")]
     assert line.startswith("missing: training, seed 0: generalist was trained without training set 'lost': ")
     assert (run(folder, 0) / "metrics.parquet").exists()
