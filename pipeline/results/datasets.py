@@ -146,10 +146,11 @@ def _known(samples: Any, column: str) -> set[Any]:
 def _identities(archive: Archive, declared: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Of each segment, what its source was: all that the manifest declares, under what the archive recorded.
 
-    The kind is the manifest's, because a MedMNIST set is recorded as the .npz file that it is.
+    The kind is the manifest's, because a MedMNIST set is recorded as the .npz file that it is. An archive that grew
+    since the manifest was recorded says alone what its later segments are.
     """
-    given = [*declared, *([{}] * len(archive.segments))]
-    return [_identity(segment, spec) for segment, spec in zip(archive.segments, given, strict=False)]
+    given = dict(enumerate(declared))
+    return [_identity(segment, given.get(place, {})) for place, segment in enumerate(archive.segments)]
 
 
 def _identity(segment: Segment, spec: Mapping[str, Any]) -> dict[str, Any]:

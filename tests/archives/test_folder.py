@@ -121,7 +121,7 @@ def test_a_labels_file_as_spreadsheets_save_it_is_read(clinic: Path) -> None:
 
 def test_with_class_names_labels_are_names_or_else_places(clinic: Path) -> None:
     def labels_of(*values: str, names: list[str]) -> list[int | None]:
-        lines = [f"{name},{value}" for name, value in zip(FILES, values, strict=False)]
+        lines = [f"{name},{value}" for name, value in zip(FILES[: len(values)], values, strict=True)]
         source = FolderSource(clinic, labels=labels_file(clinic, *lines), class_names=names)
         return [item.label for item in source.read(0, len(source))]
 

@@ -122,7 +122,7 @@ class Results:
 def complete(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     """Bring ``frame`` to the columns of ``schema``, in its order; columns that it does not have are null."""
     return frame.select(
-        (pl.col(name) if name in frame.columns else pl.lit(None)).cast(dtype, strict=False).alias(name)
+        (pl.col(name) if name in frame.columns else pl.lit(None)).cast(dtype).alias(name)
         for name, dtype in schema.items()
     )
 

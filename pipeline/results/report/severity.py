@@ -110,7 +110,7 @@ def _draw(identifier: str, data: pl.DataFrame) -> str:
 
     def paint(figure: Any) -> None:
         panes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-        for place, (axes, corruption) in enumerate(zip(panes.flat, corruptions, strict=False)):
+        for place, (axes, corruption) in enumerate(zip(panes.flat[: len(corruptions)], corruptions, strict=True)):
             shown = data.filter(pl.col("corruption").eq_missing(corruption))
             lines = [
                 _line(axes, method, shown.filter(pl.col("method") == method), APART * (index - (len(methods) - 1) / 2))
