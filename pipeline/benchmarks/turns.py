@@ -1,0 +1,60 @@
+"""Ways of doing one thing that take turns, so that the machine's noise hits all alike, and ratios between them."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy.stats import binom
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Median over pairs of turns, and an interval that holds the true median with at least 95 % probability.
+
+    The interval is between two order statistics (the sign test's), so it supposes nothing about the noise. With fewer
+    than six pairs no such interval exists: ``low`` and ``high`` are then the extremes, and ``confidence`` says what
+    they are worth.
+    """
+
+    median: float
+    low: float
+    high: float
+    confidence: float
+
+    def as_json(self) -> dict[str, float]:
+        """The figures by name."""
+        return {"ratio": self.median, "low": self.low, "high": self.high, "confidence": self.confidence}
+
+    def text(self) -> str:
+        """The figures for people."""
+        return f"{self.median:.3g} ({self.low:.3g} to {self.high:.3g})"
+
+
+def take_turns(ways: Mapping[str, Callable[[int], object]], pairs: int, *, warm: int = 1) -> dict[str, list[float]]:
+    """Wall seconds of every way in each of ``pairs`` turns; all ways go once per turn, and every other turn backwards.
+
+    A way is called with the number of its turn. The first ``warm`` turns touch pages and caches for the first time and
+    are dropped.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(pairs + warm):
+        order = list(ways.items())
+        for name, way in reversed(order) if turn % 2 else order:
+            start = time.perf_counter()
+            way(turn)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: values[warm:] for name, values in seconds.items()}
+
+
+def median_ratio(seconds: Sequence[float], reference: Sequence[float]) -> Ratio:
+    """Ratio of two ways that took turns, pair by pair."""
+    ratios = sorted(a / b for a, b in zip(seconds, reference, strict=True))
+    count = len(ratios)
+    left_out, confidence = 0, 1 - 2 * float(binom.cdf(0, count, 0.5))
+    while 1 - 2 * float(binom.cdf(left_out + 1, count, 0.5)) >= CONFIDENCE:
+        left_out += 1
+        confidence = 1 - 2 * float(binom.cdf(left_out, count, 0.5))
+    return Ratio(statistics.median(ratios), ratios[left_out], ratios[count - 1 - left_out], max(confidence, 0.0))

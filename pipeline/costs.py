@@ -1,0 +1,44 @@
+"""The cost model: what an operation costs in seconds, fitted to measurements, and what a piece of work then costs.
+
+Work is counted in operations: images through one plain model in full tiles, images alone in a forward, merges, and so
+on. Its time is the sum of count times price, because on one device they run one after another.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import nnls
+
+# Images through one model in full tiles; images that are alone in their forward; images through the exact per-sample
+# form of two models; merges of an image tower; batches, for what each costs beside its images.
+OPERATIONS = ("forward", "forward_alone", "per_sample", "merge", "batch")
+
+type Counts = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Seconds per operation, by its name in :data:`OPERATIONS` or another that was fitted."""
+
+    seconds: Mapping[str, float]
+
+    def predict(self, counts: Counts) -> float:
+        """Seconds that work takes; ValueError for an operation whose price is not known."""
+        if unknown := sorted(name for name, count in counts.items() if count and name not in self.seconds):
+            raise ValueError(f"no price is known for {', '.join(unknown)}")
+        return sum(count * self.seconds[name] for name, count in counts.items() if count)
+
+
+def fit_costs(measured: Sequence[tuple[Counts, float]]) -> CostModel:
+    """Prices, none of them negative, whose predictions come nearest to the measured seconds.
+
+    Least squares of the relative errors, so that short and long work count alike. Operations that no work has get no
+    price.
+    """
+    names = sorted({name for counts, _ in measured for name, count in counts.items() if count})
+    weights = np.array([1 / seconds for _, seconds in measured])
+    matrix = np.array([[float(counts.get(name, 0)) for name in names] for counts, _ in measured]) * weights[:, None]
+    scale = matrix.max(axis=0)
+    prices, _ = nnls(matrix / scale, np.ones(len(measured)))
+    return CostModel(dict(zip(names, (prices / scale).tolist(), strict=True)))
