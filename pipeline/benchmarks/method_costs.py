@@ -16,6 +16,7 @@ from pipeline.benchmarks.requirements import METHOD_RATIOS
 from pipeline.benchmarks.turns import median_ratio, take_turns
 from pipeline.benchmarks.ways import PLAIN, Way, Workload
 from pipeline.costs import CostModel, fit_costs
+from pipeline.errors import NumericKindError
 from pipeline.models.numeric_kind import choose_device
 from pipeline.progress import work_progress
 
@@ -60,6 +61,8 @@ def method_costs(setting: Setting) -> dict[str, Any]:
     by), ``predicted_seconds`` (by a cost model fitted to the *other* rows), ``required`` and ``paper``.
     """
     torch.set_num_threads(setting.threads)
+    if setting.device == "cuda" and not torch.cuda.is_available():
+        raise NumericKindError("--device cuda: this machine has no CUDA device that torch sees; name auto or cpu")
     device = choose_device(setting.device)
     work = Workload.make(
         setting.architecture,
@@ -75,6 +78,7 @@ def method_costs(setting: Setting) -> dict[str, Any]:
     result: dict[str, Any] = {
         **{name: getattr(setting, name) for name in ("architecture", "samples", "batch_size", "classes", "precision")},
         "pairs": setting.pairs,
+        "device": device.type,
         "per_sample": "exact" if work.exact else "merge loop",
         "rows": rows,
         "agreement": _agreement(logits),
