@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.benchmarks.bars import Bar, chart
 from pipeline.benchmarks.random_pair import random_pair
 from pipeline.benchmarks.requirements import CURVE_LOGIT_ERROR
 from pipeline.benchmarks.ways import class_names, head_source
@@ -45,10 +46,10 @@ def curve_error(
         "required": CURVE_LOGIT_ERROR.bound,
     }
     if curve is not None:
-        tried = np.sort(np.random.default_rng(0).uniform(0, 1, lambdas))
+        held_out = np.sort(np.random.default_rng(0).uniform(0, 1, lambdas)).tolist()
         errors, exact_seconds, curve_seconds = [], [], []
         with work_progress("bench curve", lambdas, "text forwards") as progress:
-            for lam in tried.tolist():
+            for lam in held_out:
                 exact, seconds = _timed(lambda lam=lam: source.head(_weights_at(lam)))
                 exact_seconds.append(seconds)
                 approximate, seconds = _timed(lambda lam=lam: curve.at(lam))
@@ -56,12 +57,15 @@ def curve_error(
                 errors.append(logit_error(approximate, exact))
                 progress.advance(1)
         result |= {
-            "lambdas": tried.tolist(),
+            "lambdas": held_out,
             "errors": errors,
             "largest_error": max(errors),
             "seconds_exact": statistics.median(exact_seconds),
             "seconds_curve": statistics.median(curve_seconds),
         }
+    tried = zip(result.get("lambdas", ()), result.get("errors", ()), strict=True)
+    bars = [Bar(f"λ = {lam:.3f}", error, bound=CURVE_LOGIT_ERROR.bound) for lam, error in tried]
+    result |= chart(f"Class embeddings of {architecture} from their curve", "largest change of any logit", bars)
     result["text"] = _text(result)
     return result
 

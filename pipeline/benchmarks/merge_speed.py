@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pipeline.benchmarks.bars import Bar, chart
 from pipeline.benchmarks.random_pair import perturbed, random_pair
 from pipeline.benchmarks.requirements import MERGE_TO_LOOP, MERGE_TO_MEMORY_PASS, THREE_SOURCES
 from pipeline.benchmarks.turns import median_ratio, take_turns
@@ -16,6 +17,7 @@ from pipeline.merging.segment import Segment
 
 MODEL, IMAGE_TOWER, THREE, PASS = "model", "image tower", "three sources", "memory pass"
 LOOP, PUBLISHED = "loop", "published loop"
+BOUNDS = {f"{MODEL} to {PASS}": MERGE_TO_MEMORY_PASS, f"{MODEL} to {LOOP}": MERGE_TO_LOOP}
 
 
 def merge_speed(architecture: str, pairs: int, threads: int) -> dict[str, Any]:
@@ -69,12 +71,10 @@ def merge_speed(architecture: str, pairs: int, threads: int) -> dict[str, Any]:
         | {f"{IMAGE_TOWER} to {PUBLISHED}": median_ratio(seconds[IMAGE_TOWER], seconds[PUBLISHED]).as_json()},
         "gigabytes_per_second": whole.bytes_per_merge() / statistics.median(seconds[MODEL]) / 1e9,
         "three_sources_ratio": median_ratio(seconds[THREE], seconds[MODEL]).median / bytes_ratio,
-        "required": {
-            f"{MODEL} to {PASS}": MERGE_TO_MEMORY_PASS.bound,
-            f"{MODEL} to {LOOP}": MERGE_TO_LOOP.bound,
-            "three sources": THREE_SOURCES.bound,
-        },
+        "required": {**{name: bound.bound for name, bound in BOUNDS.items()}, THREE: THREE_SOURCES.bound},
     }
+    bars = [Bar.of_ratio(name, ratio, BOUNDS.get(name)) for name, ratio in result["ratios"].items()]
+    result |= chart(f"A merge of {architecture}", "time over that of the other", bars)
     result["text"] = _text(result)
     return result
 
@@ -107,12 +107,11 @@ def _text(result: Mapping[str, Any]) -> str:
         f"{result['pairs']} turns, {result['gigabytes_per_second']:.1f} GB/s read and written"
     ]
     lines += [f"  {name:<15} {seconds * 1e3:9.2f} ms" for name, seconds in result["seconds"].items()]
-    bounds = {f"{MODEL} to {PASS}": MERGE_TO_MEMORY_PASS, f"{MODEL} to {LOOP}": MERGE_TO_LOOP}
     for name, ratio in result["ratios"].items():
         value = ratio["ratio"]
         shown = f"{value:.2f}" if value > 0.5 else f"1/{1 / value:.1f}"
         interval = f"{ratio['low']:.3g} to {ratio['high']:.3g}"
-        bound = f"; {bounds[name].text(value)}" if name in bounds else ""
+        bound = f"; {BOUNDS[name].text(value)}" if name in BOUNDS else ""
         lines.append(f"  {name}: {shown} ({interval}){bound}")
     third = result["three_sources_ratio"]
     lines.append(f"  three sources cost {third:.2f} of two per byte moved; {THREE_SOURCES.text(third)}")

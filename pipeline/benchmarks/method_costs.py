@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.benchmarks.bars import Bar, chart
 from pipeline.benchmarks.peak_memory import peak_growth
 from pipeline.benchmarks.requirements import METHOD_RATIOS
 from pipeline.benchmarks.turns import median_ratio, take_turns
@@ -84,6 +85,9 @@ def method_costs(setting: Setting) -> dict[str, Any]:
         "agreement": _agreement(logits),
         "cost_model": dict(_fit(measured.values()).seconds),
     }
+    bars = [Bar.of_ratio(row["name"], row, METHOD_RATIOS.get(row["name"])) for row in rows]
+    title = f"Price of one plain {setting.architecture}: {setting.samples} images in batches of {setting.batch_size}"
+    result |= chart(title, "time over that of one plain model", bars)
     result["text"] = _text(result)
     return result
 

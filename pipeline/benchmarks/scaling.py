@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.benchmarks.bars import Bar, chart
 from pipeline.benchmarks.method_costs import Setting, method_costs
 
 SHOWN = ("t3-batch", "t3-batch-online", "t3", "t3-online", "t3-loop-online")
+BARS = ("t3-batch", "t3")
 OVER = ("samples", "batch_size", "classes")
 
 
@@ -34,6 +36,14 @@ def scaling(
         "points": points,
         "prediction_error": _prediction_error(points),
     }
+    bars = [
+        Bar.of_ratio(f"{name}, {point['over'].replace('_', ' ')} {point['value']}", row)
+        for name in BARS
+        for point in points
+        for row in point["rows"]
+        if row["name"] == name
+    ]
+    result |= chart(f"{setting.architecture}, one thing changed", "time over that of one plain model", bars)
     result["text"] = _text(result)
     return result
 
