@@ -244,7 +244,7 @@ class InferWorker(ScoringWorker):
 
     def _run_static(self, item: WorkItem, selected: Selected) -> Report:
         if self._static is None or self._static[0] != selected.key:
-            self._static = (selected.key, StaticScorer(self.context, self.models, selected, self.device))
+            self._static = (selected.key, StaticScorer(self.context, self.models, selected, self.scorer))
         ledger = Ledger()
         predictions = self._static[1].score(item.evaluation_set, item.part, ledger)
         archive = self.context.archive(item.evaluation_set)

@@ -47,7 +47,8 @@ class ScoringWorker:
 
 
 def book_images(ledger: Ledger, scorer: Scorer) -> None:
-    """Move a scorer's counts of image forwards into ``ledger``."""
+    """Move a scorer's counts of image forwards into ``ledger``, and whether they were of less than a tile."""
+    ledger.note_micro_batch(scorer.micro_batches.take_smallest())
     for name, counts in (
         ("image_forward_calls", scorer.forward_calls),
         ("image_forward_images", scorer.forward_images),

@@ -167,9 +167,9 @@ def test_pixels_are_normalised_as_totensor_and_normalize_do_to_the_bit(scorer: S
     values = np.arange(256, dtype=np.uint8).reshape(16, 16)
     image = np.stack([values, values.T, values[::-1]], axis=2)
     expected = normalize(to_tensor(Image.fromarray(image)), pair.preprocessing.mean, pair.preprocessing.std)
-    inputs, count = scorer._tile(image[None], 2)
-    assert count == 1
+    inputs = scorer._inputs(image[None], 2)
     assert torch.equal(inputs[0], expected)
+    assert inputs.shape == (2, 3, 16, 16)
 
 
 def test_the_pixels_given_are_left_as_they_are(scorer: Scorer, heads: Heads, pixels: np.ndarray) -> None:
