@@ -8,8 +8,8 @@ import torch
 from pipeline.errors import OutOfMemoryError, one_line
 
 # Besides torch.OutOfMemoryError and MemoryError: torch's allocator on the CPU (its text differs by system), CUDA's own
-# calls (pinned memory, cuBLAS's workspace), C++ libraries below torch, and oneDNN, which names no cause. If its cause was
-# another one, not even one image will do, and its text is quoted then.
+# calls (pinned memory, cuBLAS's workspace), C++ libraries below torch, and oneDNN, which names no cause. If its cause
+# was another one, not even one image will do, and its text is quoted then.
 PHRASES = (
     "DefaultCPUAllocator",
     "out of memory",

@@ -33,7 +33,8 @@ PER_SAMPLE = "per-sample"
 class Scorer:
     """The image side of K source models on one device: merges weights, runs tiles, counts every forward.
 
-    ``micro_batches`` is another scorer's of the same process, by default its own.
+    ``micro_batches`` is another scorer's of the same process, by default its own. ``merge_ahead``: whether the next
+    batch's weights are merged beside the forwards of the present one, by default on CUDA.
 
     Attributes
     ----------
@@ -53,10 +54,13 @@ class Scorer:
         device: torch.device,
         precision: str,
         micro_batches: MicroBatches | None = None,
+        merge_ahead: bool | None = None,
     ) -> None:
         self._precision, self._dtype = precision, PRECISIONS[precision]
         tower = deepcopy(cast("nn.Module", models.model.visual)).to(device=device, dtype=self._dtype)
-        self.segment = Segment(tower, [self._image_tower(state) for state in models.states.values()])
+        # Beside forwards a merge takes no time where the device has room for both; on a CPU it would only take memory.
+        self._ahead = device.type == "cuda" if merge_ahead is None else merge_ahead
+        self.segment = Segment(tower, [self._image_tower(state) for state in models.states.values()], ahead=self._ahead)
         self._device = device
         self._upload = Upload(device)
         preprocessing = models.preprocessing
@@ -69,7 +73,13 @@ class Scorer:
 
     def alike(self, models: SourceModels) -> "Scorer":
         """Scorer of other models with this one's settings, and its micro-batches."""
-        return Scorer(models, device=self._device, precision=self._precision, micro_batches=self.micro_batches)
+        return Scorer(
+            models,
+            device=self._device,
+            precision=self._precision,
+            micro_batches=self.micro_batches,
+            merge_ahead=self._ahead,
+        )
 
     @torch.inference_mode()
     def source_logits(
@@ -87,10 +97,21 @@ class Scorer:
 
     @torch.inference_mode()
     def merged_logits(
-        self, pixels: NDArray[np.uint8], weights: Sequence[float], head: ClassHead, *, tile: int
+        self,
+        pixels: NDArray[np.uint8],
+        weights: Sequence[float],
+        head: ClassHead,
+        *,
+        tile: int,
+        following: Sequence[float] | None = None,
     ) -> NDArray[np.float32]:
-        """Logits [N, C] of θ(w) for one batch of pixels [N, H, W, 3]: at most one merge, then tiles."""
+        """Logits [N, C] of θ(w) for one batch of pixels [N, H, W, 3]: at most one merge, then tiles.
+
+        ``following`` are the weights of the batch that comes next, where they are known; they may be merged ahead.
+        """
         tower, own_head = self.segment.at(weights), self._on_device(head)
+        if self._ahead and following is not None:
+            self.segment.prepare(following)
 
         def score(inputs: Tensor, start: int, stop: int) -> Tensor:
             return self._score(MERGED, tower, inputs, own_head, stop - start)
