@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from pipeline.merging.distances import IMAGE_SIDE
 from pipeline.merging.segment import Segment
 from pipeline.models.class_embeddings import ClassHead, logits_by_own_heads
+from pipeline.models.compiled import CompiledTowers
 from pipeline.models.micro_batches import MicroBatches
 from pipeline.models.per_sample import PerSampleTower
 from pipeline.models.sources import SourceModels
 from pipeline.models.tile_inputs import TileInputs, Upload
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 MERGED = "merged"
 PER_SAMPLE = "per-sample"
 
@@ -33,8 +35,22 @@ PER_SAMPLE = "per-sample"
 class Scorer:
     """The image side of K source models on one device: merges weights, runs tiles, counts every forward.
 
-    ``micro_batches`` is another scorer's of the same process, by default its own. ``merge_ahead``: whether the next
-    batch's weights are merged beside the forwards of the present one, by default on CUDA.
+    Parameters
+    ----------
+    models
+        The sources, whose order is that of all weights.
+    device, precision
+        Of the image towers; heads are applied in float32.
+    memory_format
+        ``contiguous`` or ``channels_last``: how images and the kernels of convolutions lie.
+    compiled
+        Whether the sources' and merged towers are compiled. The exact per-sample form is not: it reads each image's λ
+        on the host, and would be compiled anew for every λ.
+    micro_batches
+        Another scorer's of the same process, by default its own.
+    merge_ahead
+        Whether the next batch's weights are merged beside the forwards of the present one. By default on CUDA, where it
+        takes no time; on a CPU it would only take memory.
 
     Attributes
     ----------
@@ -53,18 +69,33 @@ class Scorer:
         *,
         device: torch.device,
         precision: str,
+        memory_format: str = "contiguous",
+        compiled: bool = False,
         micro_batches: MicroBatches | None = None,
         merge_ahead: bool | None = None,
     ) -> None:
         self._precision, self._dtype = precision, PRECISIONS[precision]
         tower = deepcopy(cast("nn.Module", models.model.visual)).to(device=device, dtype=self._dtype)
-        # Beside forwards a merge takes no time where the device has room for both; on a CPU it would only take memory.
         self._ahead = device.type == "cuda" if merge_ahead is None else merge_ahead
-        self.segment = Segment(tower, [self._image_tower(state) for state in models.states.values()], ahead=self._ahead)
+        self._memory_format = memory_format
+        self.segment = Segment(
+            tower,
+            [self._image_tower(state) for state in models.states.values()],
+            ahead=self._ahead,
+            channels_last=memory_format == "channels_last",
+        )
+        self._compiled = CompiledTowers() if compiled else None
         self._device = device
         self._upload = Upload(device)
         preprocessing = models.preprocessing
-        self._inputs = TileInputs(self._upload, preprocessing.mean, preprocessing.std, device=device, dtype=self._dtype)
+        self._inputs = TileInputs(
+            self._upload,
+            preprocessing.mean,
+            preprocessing.std,
+            device=device,
+            dtype=self._dtype,
+            layout=MEMORY_FORMATS[memory_format],
+        )
         self._names = models.names
         self._per_sample: tuple[tuple[str, str], PerSampleTower] | None = None
         self.micro_batches = micro_batches or MicroBatches(device)
@@ -77,6 +108,8 @@ class Scorer:
             models,
             device=self._device,
             precision=self._precision,
+            memory_format=self._memory_format,
+            compiled=self._compiled is not None,
             micro_batches=self.micro_batches,
             merge_ahead=self._ahead,
         )
@@ -164,7 +197,8 @@ class Scorer:
         return logits
 
     def _score(self, model: str, tower: nn.Module, inputs: Tensor, head: ClassHead, count: int) -> Tensor:
-        logits = head.logits(tower(inputs))[:count]
+        features = tower(inputs) if self._compiled is None else self._compiled(tower, inputs)
+        logits = head.logits(features)[:count]
         self._count(model, calls=1, images=count)
         return logits
 

@@ -37,12 +37,19 @@ class TileInputs:
     """Normalised inputs [size, 3, H, W] of a tower from pixels [n, H, W, 3], n <= size, padded with zero pixels."""
 
     def __init__(
-        self, upload: Upload, mean: Sequence[float], std: Sequence[float], *, device: torch.device, dtype: torch.dtype
+        self,
+        upload: Upload,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        layout: torch.memory_format = torch.contiguous_format,
     ) -> None:
         self._upload = upload
         self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
-        self._dtype = dtype
+        self._dtype, self._layout = dtype, layout
 
     def __call__(self, pixels: NDArray[np.uint8], size: int) -> Tensor:
         """The pixels themselves are left as they are."""
@@ -52,4 +59,4 @@ class TileInputs:
         uploaded = self._upload(torch.from_numpy(pixels))
         # The same operations in the same order as ToTensor and Normalize, so that float32 inputs are equal to the bit.
         unit = uploaded.permute(0, 3, 1, 2).contiguous().float().div_(255)
-        return unit.sub_(self._mean).div_(self._std).to(self._dtype)
+        return unit.sub_(self._mean).div_(self._std).to(self._dtype).contiguous(memory_format=self._layout)
