@@ -17,6 +17,8 @@ from pipeline.merging.side_stream import SideStream
 # Views start at multiples of this many elements: a kernel may choose its path by the alignment of its input, and a
 # merged tensor must take the same path as the same tensor in a module of its own.
 ALIGNMENT = 64
+# Where torch's own allocations begin; a checkpoint that is mapped into memory begins anywhere.
+ALIGNMENT_BYTES = 64
 # With more than two ends the partial sum is carried in blocks that stay in cache, so that each end is still read once
 # and the result written once. A GPU has a larger cache and pays for every launch.
 BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 22}
@@ -240,7 +242,8 @@ def _view(buffer: Tensor, offset: int, like: Tensor, layout: torch.memory_format
 
 
 def _laid_out(tensor: Tensor, layout: torch.memory_format) -> Tensor:
-    return tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor
+    tensor = tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor
+    return tensor if tensor.data_ptr() % ALIGNMENT_BYTES == 0 else tensor.clone()
 
 
 def _module_over[Module: nn.Module](

@@ -347,6 +347,18 @@ def test_tied_weights_stay_tied() -> None:
     assert torch.equal(merged.two.weight, torch.full((4, 4), 0.25))
 
 
+@pytest.mark.parametrize("ends", [1, 2])
+def test_equal_tensors_start_where_torch_would_let_them_start(ends: int) -> None:
+    states = [random_state(1) for _ in range(ends)]
+    misplaced = torch.zeros(36)[1:].view(5, 7).copy_(states[0]["first.weight"])
+    assert misplaced.data_ptr() % 64
+    for state in states:
+        state["first.weight"] = misplaced
+    module = Segment(Tower(), states).at([1 / ends] * ends)
+    assert module.first.weight.data_ptr() % 64 == 0
+    assert torch.equal(module.first.weight, misplaced)
+
+
 AHEAD = [(0.0, 0.3), (0.3, 0.3), (0.3, 0.7), (0.7, 1.0), (1.0, 0.2), (0.2, 0.9), (0.9, 0.9), (0.9, 0.0)]
 
 

@@ -1,7 +1,6 @@
 """Options of the scorer against what it computes without them."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
