@@ -53,3 +53,27 @@ def bench_sweep(
 
     result = sweep_cost(run, turns, folder)
     print_json(result) if as_json else print(result["text"])
+
+
+@app.command("scoring")
+def bench_scoring(
+    architecture: Annotated[
+        str, typer.Option("--architecture", help="open_clip or timm name, or JSON file.")
+    ] = "ViT-B-32",
+    tile: Annotated[int, typer.Option("--tile", min=1, help="As compute.tile.")] = 32,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Random images per measurement.")] = 32,
+    pairs: Annotated[int, typer.Option("--pairs", min=3, help="Interleaved measurements of each way.")] = 8,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="As compute.threads of a worker.")] = 1,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")] = "cpu",
+    folder: Annotated[Path, typer.Option("--folder", help="Where the result is kept.")] = Path("runs/bench"),
+    as_json: Json = False,
+) -> None:
+    """One model's forward with channels_last, torch.compile, bf16 and autocast: time and error, side by side."""
+    from pipeline.benchmarks.machine import keep_result
+    from pipeline.benchmarks.scoring_options import scoring_options
+    from pipeline.models.numeric_kind import choose_device
+
+    place = choose_device(device).type
+    measured = scoring_options(architecture, tile=tile, samples=samples, pairs=pairs, threads=threads, device=place)
+    result = keep_result("scoring", measured, folder, device=place)
+    print_json(result) if as_json else print(result["text"])

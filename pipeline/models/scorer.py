@@ -114,7 +114,6 @@ class Scorer:
             merge_ahead=self._ahead,
         )
 
-    @torch.inference_mode()
     def source_logits(
         self, pixels: NDArray[np.uint8], heads: Sequence[ClassHead], *, tile: int
     ) -> list[NDArray[np.float32]]:
@@ -128,7 +127,6 @@ class Scorer:
         together = self._in_tiles(pixels, tile, score, ", ".join(self._names))
         return [together[:, source] for source in range(len(sources))]
 
-    @torch.inference_mode()
     def merged_logits(
         self,
         pixels: NDArray[np.uint8],
@@ -151,7 +149,6 @@ class Scorer:
 
         return self._in_tiles(pixels, tile, score, MERGED)
 
-    @torch.inference_mode()
     def per_sample_logits(
         self,
         pixels: NDArray[np.uint8],
@@ -185,6 +182,7 @@ class Scorer:
             self._per_sample = (ends, PerSampleTower(towers))
         return self._per_sample[1]
 
+    @torch.inference_mode()
     def _in_tiles(
         self, pixels: NDArray[np.uint8], tile: int, score: Callable[[Tensor, int, int], Tensor], models: str
     ) -> NDArray[np.float32]:
