@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._inductor import config as inductor
 
 from pipeline.errors import NumericKindError
 from pipeline.models.compiled import name_compiler
@@ -85,9 +86,12 @@ def test_options_are_part_of_the_kind_and_a_compiler_is_named(threads: int) -> N
     assert re.search(r"\d+\.\d+", kind.compile)
 
 
-def test_compiling_without_a_compiler_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    with pytest.raises(NumericKindError, match=r"compute\.compile: no compiler for cpu was found .*set it to false"):
+def test_compiling_without_a_compiler_is_refused_at_once() -> None:
+    absent = inductor.patch({"cpp.cxx": ("no-such-compiler",)})
+    with (
+        absent,
+        pytest.raises(NumericKindError, match=r"compute\.compile: no compiler for cpu was found .*set it to false"),
+    ):
         name_compiler(torch.device("cpu"))
 
 
