@@ -1,7 +1,7 @@
 """Progress of long work on standard error, with rate and time left; standard output is kept for results."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -57,6 +57,17 @@ def sample_progress(name: str, total: int) -> Iterator[SampleProgress]:
     )
     with Progress(*columns, console=console) as bar:
         yield SampleProgress(name, total, console, bar)
+
+
+@contextmanager
+def phase_progress(name: str) -> Iterator[Callable[[str], None]]:
+    """A function that says what is being done now: in a terminal in place, elsewhere a line for each change."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(name) as status:
+            yield lambda text: status.update(f"{name}: {text}")
+        return
+    yield lambda text: console.print(f"{name}: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(slots=True)
