@@ -7,11 +7,11 @@
     workers             [n]: the numbers of workers that times are given for
     images              of all evaluation sets; listed ones where nothing is ingested yet
     counts_exact        all evidence is cached, so that batches and merges are those of the run
-    calibration         images scored, and seconds per operation: load, read (an image), sources (a tile through every
-                        source), merge (by ends), merged and per_sample (a call and a tile, by tile), text (by set),
-                        ingest (by set: decode, store, bytes of an image)
-    stages              [{stage, method, left, total}]; left is what is not committed yet. Each of both has parts,
-                        images, image_forward_calls, image_forward_images, batches, merges, text_forward_calls,
+    calibration         images scored by set, and seconds per operation: load, read (block, row, decode), sources (a
+                        tile through every source), merge (by ends), merged and per_sample (a call and a tile, by tile),
+                        text (by set), ingest (by set: decode, store, bytes of an image)
+    stages              [{stage, method, parallel, left, total}]; left is what is not committed yet. Each of both has
+                        parts, images, image_forward_calls, image_forward_images, batches, merges, text_forward_calls,
                         text_forward_images, seconds_by {reading, device, writing}, bottleneck, and times by workers:
                         {seconds, workers (at work), device_hours}: GPU-hours, on a CPU core-hours (workers, threads)
     times               {left, total} by workers: seconds and device_hours of all stages, one after another

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -45,16 +46,20 @@ def size(count: float) -> str:
     return f"{count:.0f} B"
 
 
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+
+
 def _stages(plan: Mapping[str, Any]) -> Table:
     hours = "GPU-hours" if plan["device"].startswith("cuda") else "core-hours"
-    table = Table(title="left to do", title_justify="left", pad_edge=False)
+    table = _table("left to do")
     table.add_column("stage")
     for heading in ("images", "forwards", "text", "merges"):
         table.add_column(heading, justify="right")
     for workers in plan["workers"]:
         table.add_column(f"{workers} worker{'s' * (workers > 1)}", justify="right")
     table.add_column(hours, justify="right")
-    table.add_column("waits for (read/device/write)")
+    table.add_column("read/device/write")
     for stage in plan["stages"]:
         table.add_row(*_stage(stage, plan["workers"]))
     for which in ("left", "total"):
@@ -80,7 +85,9 @@ def _stage(stage: Mapping[str, Any], workers: list[int]) -> list[str]:
 
 
 def _tolerances(plan: Mapping[str, Any]) -> Table:
-    table = Table(title="images sorted by λ, in batches within ±ε", title_justify="left", pad_edge=False)
+    table = Table(
+        title="images sorted by λ, in batches within ±ε", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("rule")
     headings = (
         "ε",
@@ -114,7 +121,7 @@ def _tolerances(plan: Mapping[str, Any]) -> Table:
 
 
 def _storage(plan: Mapping[str, Any]) -> Table:
-    table = Table(title="storage", title_justify="left", pad_edge=False)
+    table = _table("storage")
     table.add_column("what")
     table.add_column("left", justify="right")
     table.add_column("total", justify="right")

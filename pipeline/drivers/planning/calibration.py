@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.archives.archive import Archive
 from pipeline.coefficients.evidence import Evidence
+from pipeline.costs import CostModel, fit_costs
 from pipeline.drivers.planning.peak_memory import PeakMemory
 from pipeline.manifest.schema import ROLES
 from pipeline.models.scorer import Scorer
@@ -26,6 +27,8 @@ from pipeline.stages.tables import SAMPLE_COLUMNS, evidence_table
 
 # Repetitions that are enough for a median, images of a set that are enough to know how its λ is distributed.
 ENOUGH, ENOUGH_IMAGES = 40, 2048
+# Every image of a block, every eighth, and (0) the first half of it: what reading costs is fitted to all three.
+STRIDES = (1, 8, 0)
 PHASES = 5
 
 
@@ -33,12 +36,13 @@ PHASES = 5
 class DevicePrices:
     """Seconds per operation on the run's device, in its numeric kind.
 
-    ``read``: an image decoded from its archive. ``sources``: a tile through every source. ``merge``: by how many ends
-    have weight. ``merged``: a call of a merged model, by its tile. ``per_sample``: a tile in which every image has its
-    own λ, by its size. ``activations`` are the bytes that forwards take beyond weights and inputs.
+    ``read``: of blocks of images, their rows, and the images decoded to have them. ``sources``: a tile through every
+    source. ``merge``: by how many ends have weight. ``merged``: a call of a merged model, by its tile. ``per_sample``:
+    a tile in which every image has its own λ, by its size. ``activations`` are the bytes that forwards take beyond
+    weights and inputs.
     """
 
-    read: float
+    read: CostModel
     sources: float
     merge: Mapping[int, float]
     merged: Mapping[int, float]
@@ -86,27 +90,33 @@ class Calibration:
     def _share(self, things: int) -> float:
         return self.seconds / PHASES / max(things, 1)
 
-    def _read(self) -> float:
-        """Seconds per decoded image, whole blocks at a time as stage one reads them."""
+    def _read(self) -> CostModel:
+        """Prices of reading: in order as stage one does, and scattered as stage two does with rows sorted by λ."""
         self.report("reading")
-        images, spent = 0, 0.0
-        for archive, rows in self._blocks():
-            start = time.perf_counter()
-            read_block(archive, rows)
-            spent += time.perf_counter() - start
-            chunk = archive.pixels.chunk_rows
-            images += len(np.unique(rows // chunk)) * chunk
-            if spent >= self._share(1):
+        measured: list[tuple[dict[str, float], float]] = []
+        spent, budget = 0.0, self._share(1)
+        for (name, rows), stride in zip(cycle(self._blocks()), cycle(STRIDES), strict=False):
+            if len(measured) >= ENOUGH or (len(measured) >= len(STRIDES) and spent >= budget):
                 break
-        return spent / images
+            archive, chosen = (
+                Archive.open(self.archives[name].path),
+                rows[::stride] if stride else rows[: len(rows) // 2 + 1],
+            )
+            start = time.perf_counter()
+            read_block(archive, chosen)
+            seconds = time.perf_counter() - start
+            spent += seconds
+            measured.append((read_counts(decoded_rows(archive, chosen), len(chosen), 1), seconds))
+        return fit_costs(measured)
 
-    def _blocks(self) -> Iterator[tuple[Archive, NDArray[np.int64]]]:
-        compute = self.context.manifest.compute
-        for archive in self.archives.values():
+    def _blocks(self) -> list[tuple[str, NDArray[np.int64]]]:
+        """Sets and rows that are read at once, the sets in turn."""
+        compute, blocks = self.context.manifest.compute, []
+        for name, archive in self.archives.items():
             rows = first_rows(archive)
             limit = rows_per_read(archive, compute.read_bytes, compute.tile)
-            for start in range(0, len(rows), limit):
-                yield archive, rows[start : start + limit]
+            blocks += [(start, name, rows[start : start + limit]) for start in range(0, len(rows), limit)]
+        return [(name, rows) for _, name, rows in sorted(blocks, key=lambda block: block[0])]
 
     def _sources(self) -> float:
         """Seconds per tile of all sources; the sets take turns, so that each has evidence where time allows."""
@@ -207,6 +217,16 @@ class Calibration:
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def read_counts(decoded: float, rows: float, blocks: float) -> dict[str, float]:
+    """Operations of reading, for :mod:`pipeline.costs`."""
+    return {"decode": decoded, "row": rows, "block": blocks}
+
+
+def decoded_rows(archive: Archive, rows: NDArray[np.int64]) -> int:
+    """Images that are decoded to read ``rows`` at once: all that share a chunk with one of them."""
+    return len(np.unique(rows // archive.pixels.chunk_rows)) * archive.pixels.chunk_rows
 
 
 def first_part(archive: Archive) -> int:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.archives.archive import Window
 from pipeline.drivers.planning.batches import BatchPlans
+from pipeline.drivers.planning.calibration import decoded_rows
 from pipeline.drivers.planning.subjects import Subject
 from pipeline.manifest.schema import ROLES
 from pipeline.stages.context import EXACT, RunContext
@@ -176,7 +177,6 @@ def _slice_item(
     limit = rows_per_read(subject.archive, context.manifest.compute.read_bytes, tile)
     cuts = _block_starts(sizes, limit)
     rows = batches["rows"].combine_chunks().flatten().to_numpy()
-    chunks = [np.unique(block // subject.archive.pixels.chunk_rows) for block in np.split(rows, cuts)]
     calls = -(-np.diff([0, *cuts, images]) // tile) * len(ROLES) if exact else -(-sizes // tile)
     lambdas = batches["lambda"].fill_null(np.nan).to_numpy().astype(np.float64)
     return Item(
@@ -186,7 +186,7 @@ def _slice_item(
         calls=int(calls.sum()),
         forward_images=len(ROLES) * images if exact else images,
         tile=tile,
-        decoded=sum(map(len, chunks)) * subject.archive.pixels.chunk_rows,
+        decoded=sum(decoded_rows(subject.archive, block) for block in np.split(rows, cuts)),
         blocks=len(cuts) + 1 if images else 0,
         batches=len(sizes),
         weights=np.empty((0, len(context.sources))) if exact else _weights(context, batches, lambdas),

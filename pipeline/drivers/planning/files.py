@@ -1,7 +1,7 @@
 """What the run's files take in bytes and in seconds: each kind is written by the normal writer, small and large."""
 
-import json
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +10,7 @@ from statistics import median
 import numpy as np
 import pyarrow as pa
 
+from pipeline.archives.archive import Window
 from pipeline.coefficients.evidence import Evidence
 from pipeline.drivers.planning.batches import BatchPlans
 from pipeline.drivers.planning.calibration import first_part
@@ -17,17 +18,23 @@ from pipeline.drivers.planning.sandbox import Sandbox
 from pipeline.drivers.planning.subjects import Subject
 from pipeline.stages.grid import grid_lambdas, grid_table
 from pipeline.stages.plan import derive_samples, slice_of_each_batch
+from pipeline.stages.precompute import STAGE
 from pipeline.stages.scoring import PartLogits
 from pipeline.stages.selection import Selected
 from pipeline.stages.tables import REJECTS_SCHEMA, SAMPLE_COLUMNS, evidence_table, matrix_from_lists, predictions_table
 from pipeline.store.files import write_json
 from pipeline.store.fingerprints import Fingerprint
-from pipeline.store.ledger import Ledger
+from pipeline.store.ledger import TOTALS, Ledger
 from pipeline.store.tables import ROWS, write_table
 
 REPETITIONS = 3
 # Of logits that are imagined from measured ones, so that no two are equal: equal ones would be stored in less.
 JITTER = 1e-3
+
+TYPICAL_LEDGER = Ledger(
+    totals=Counter(dict.fromkeys(TOTALS, 1024)),
+    seconds=defaultdict(float, dict.fromkeys(("read", "merge and forward", "write"), 0.123456)),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +59,8 @@ class FileCost:
 class SetFiles:
     """Files of evaluation sets with the same class names.
 
-    ``samples`` are by rule, ``batches`` by rule and grouping, ``predictions`` (and ``grids``) by method; ``beside`` are
-    the rejects and the ledger of a part of any stage.
+    ``samples`` are by rule, ``batches`` by rule and grouping, ``predictions`` (and ``grids``) by method; ``beside``,
+    by stage one's name and by method, are the rejects and the ledger of a part.
     """
 
     evidence: FileCost
@@ -61,7 +68,7 @@ class SetFiles:
     batches: Mapping[tuple[str, str], FileCost]
     predictions: Mapping[str, FileCost]
     grids: Mapping[str, FileCost]
-    beside: FileCost
+    beside: Mapping[str, FileCost]
 
 
 def measure_files(sandbox: Sandbox, plans: BatchPlans, subject: Subject, selected: Sequence[Selected]) -> SetFiles:
@@ -76,64 +83,75 @@ class _Files:
         self._context, self._plans, self._subject = sandbox.context, plans, subject
         self._archive = sandbox.archives[subject.name]
         self._path = sandbox.root / "files" / "part-00000.parquet"
-        part = first_part(self._archive)
-        self._fingerprint = self._context.evidence_fingerprint(subject.name, self._archive, part)
+        self._part = first_part(self._archive)
         rows = max(subject.images(part) for part in range(subject.archive.parts))
         first = plans.first[subject.name]
         self._evidence = _imagine_evidence(self._samples(rows), first, self._context.sources)
 
     def measure(self, selected: Sequence[Selected]) -> SetFiles:
         """All files."""
-        samples, batches, predictions, grids = {}, {}, {}, {}
+        context, name, archive, part = self._context, self._subject.name, self._archive, self._part
+        measured = context.evidence_fingerprint(name, archive, part)
+        samples, batches, predictions, grids, beside = {}, {}, {}, {}, {STAGE: self._beside(measured)}
         for item in selected:
-            plan = None
+            plan, fingerprint = None, self._fingerprint(item)
             if item.rule is not None and item.grouping is not None:
                 plan, batches[item.rule.folder, item.grouping.folder] = self._batches(item)
                 if not item.weighs_sources and item.rule.folder not in samples:
-                    samples[item.rule.folder] = self._cost(
-                        self._evidence, item, partial(derive_samples, self._context, item)
-                    )
-            predictions[item.key] = self._cost(_predicted(self._evidence, plan), item)
+                    of_samples = context.samples_fingerprint(name, archive, part, item)
+                    derive = partial(derive_samples, context, item)
+                    samples[item.rule.folder] = self._cost(self._evidence, of_samples, derive)
+            predictions[item.key] = self._cost(_predicted(self._evidence, plan), fingerprint)
+            beside[item.key] = self._beside(fingerprint)
             if item.method.combination == "grid":
-                grids[item.key] = self._cost(_grid(self._evidence, len(grid_lambdas(item)) - 2), item)
-        return SetFiles(self._cost(self._evidence), samples, batches, predictions, grids, self._beside())
+                grids[item.key] = self._cost(_grid(self._evidence, len(grid_lambdas(item)) - 2), fingerprint)
+        return SetFiles(self._cost(self._evidence, measured), samples, batches, predictions, grids, beside)
+
+    def _fingerprint(self, item: Selected) -> Fingerprint:
+        """What a method's predictions depend on; of a window, its first written part stands for all."""
+        context, name = self._context, self._subject.name
+        if item.grouping is None:
+            return context.part_fingerprint(name, self._archive, self._part, item)
+        return context.predictions_fingerprint(self._batches_fingerprint(item), self._part, item)
+
+    def _batches_fingerprint(self, item: Selected) -> Fingerprint:
+        window = Window(0, self._part, 1)
+        return self._context.batches_fingerprint(self._subject.name, self._archive, window, item)
 
     def _batches(self, item: Selected) -> tuple[pa.Table, FileCost]:
         """Batches of the first slice, and what the plan of the first window takes, by its images."""
         window = self._context.windows(self._subject.archive)[0]
+        fingerprint = self._batches_fingerprint(item)
         # Once before the clock runs, so that λ is known and grouping alone is timed.
         plan = self._plans.batches(self._subject, window, item)
         images = int(plan["size"].to_numpy().sum())
-        small = self._written(lambda: plan.slice(0, 1), item)
-        large = self._written(lambda: self._plans.batches(self._subject, window, item), item)
+        small = self._written(lambda: plan.slice(0, 1), fingerprint)
+        large = self._written(lambda: self._plans.batches(self._subject, window, item), fingerprint)
         slices = slice_of_each_batch(plan["size"].to_numpy(), window, self._archive.part_rows)
         return plan.filter(pa.array(slices == window.first_part)), _line(small, large, 0, images)
 
     def _cost(
-        self, table: pa.Table, item: Selected | None = None, make: Callable[[pa.Table], pa.Table] | None = None
+        self, table: pa.Table, fingerprint: Fingerprint, make: Callable[[pa.Table], pa.Table] | None = None
     ) -> FileCost:
         """Of a file that holds ``table``, or what ``make`` makes of it, by its rows."""
         few = len(table) // 8
         made = make or (lambda given: given)
-        small = self._written(lambda: made(table.slice(0, few)), item)
-        return _line(small, self._written(lambda: made(table), item), few, len(table))
+        small = self._written(lambda: made(table.slice(0, few)), fingerprint)
+        return _line(small, self._written(lambda: made(table), fingerprint), few, len(table))
 
-    def _written(self, make: Callable[[], pa.Table], item: Selected | None = None) -> tuple[float, float]:
+    def _written(self, make: Callable[[], pa.Table], fingerprint: Fingerprint) -> tuple[float, float]:
         """Bytes and seconds of a file."""
-        inputs = dict(self._fingerprint.inputs)
-        if item is not None:
-            inputs |= {"method": json.dumps(dict(item.variant.settings)), "implementation": "merge-loop"}
         seconds = []
         for _ in range(REPETITIONS):
             start = time.perf_counter()
-            write_table(self._path, make(), Fingerprint(inputs), {ROWS: self._fingerprint.digest})
+            write_table(self._path, make(), fingerprint, {ROWS: fingerprint.digest})
             seconds.append(time.perf_counter() - start)
         return self._path.stat().st_size, median(seconds)
 
-    def _beside(self) -> FileCost:
-        size, seconds = self._written(REJECTS_SCHEMA.empty_table)
+    def _beside(self, fingerprint: Fingerprint) -> FileCost:
+        size, seconds = self._written(REJECTS_SCHEMA.empty_table, fingerprint)
         ledger, start = self._path.with_suffix(".json"), time.perf_counter()
-        write_json(ledger, Ledger().as_json())
+        write_json(ledger, TYPICAL_LEDGER.as_json())
         return FileCost(size + ledger.stat().st_size, 0.0, seconds + time.perf_counter() - start, 0.0)
 
     def _samples(self, rows: int) -> pa.Table:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.drivers.planning.calibration import DevicePrices
+from pipeline.drivers.planning.calibration import DevicePrices, read_counts
 from pipeline.drivers.planning.counts import Item, MergeCounter
 from pipeline.drivers.planning.elapsed import Seconds, add_up, bottleneck, makespan
 from pipeline.drivers.planning.files import FileCost
@@ -45,6 +45,7 @@ class Stage:
         return {
             "stage": self.name,
             "method": self.method,
+            "parallel": not self.serial,
             "left": self._described(self.left, workers, threads),
             "total": self._described(self.everything, workers, threads),
         }
@@ -92,7 +93,7 @@ class Pricing:
             Worked(
                 item,
                 Seconds(
-                    read=item.decoded * self.device.read,
+                    read=self._read(item),
                     device=item.calls / item.weights.shape[1] * self.device.sources,
                     write=_writing(item, files),
                     blocks=item.blocks,
@@ -110,9 +111,14 @@ class Pricing:
             device = self._forwards(item, exact=exact) + heads * self.text[item.evaluation_set]
             if merges:
                 device += merges * self.device.merge[int((item.weights > 0).sum(axis=1).max())]
-            seconds = Seconds(item.decoded * self.device.read, device, _writing(item, files), item.blocks)
+            seconds = Seconds(self._read(item), device, _writing(item, files), item.blocks)
             worked.append(Worked(item, seconds, merges, heads, self.prompts[item.evaluation_set]))
         return worked
+
+    def _read(self, item: Item) -> float:
+        if not item.blocks:
+            return 0.0
+        return self.device.read.predict(read_counts(item.decoded, item.images, item.blocks))
 
     def _forwards(self, item: Item, *, exact: bool) -> float:
         if not item.calls:

@@ -13,6 +13,7 @@ from pipeline.drivers.planning.work import RunPlan
 from pipeline.models.scorer import Scorer
 from pipeline.models.sources import SourceModels
 from pipeline.stages.context import RunContext
+from pipeline.stages.precompute import STAGE
 from pipeline.stages.reading import rows_per_read
 
 # In use by the device, and being read meanwhile.
@@ -34,8 +35,7 @@ def _rows(planned: RunPlan) -> Iterator[tuple[str, float, float]]:
     yield "coefficients", sum(t.bytes for t in tables if not t.done), sum(t.bytes for t in tables)
     heads = [(item, costs.heads[item.name].bytes) for item in subjects]
     yield "embeddings", sum(size for item, size in heads if not planned.has_embeddings(item)), sum(s for _, s in heads)
-    beside = {name: (files.beside,) for name, files in costs.files.items()}
-    left, total = _sizes(evidence, beside)
+    left, total = _sizes(evidence, {name: (files.beside[STAGE],) for name, files in costs.files.items()})
     for selected in planned.inferred:
         if selected.key in costs.static:
             size, path = costs.static[selected.key].bytes, planned.context.directory.merged(selected.variant)
@@ -47,7 +47,7 @@ def _rows(planned: RunPlan) -> Iterator[tuple[str, float, float]]:
         predictions = {name: (files.predictions[selected.key],) for name, files in costs.files.items()}
         yield f"predictions/{selected.key}", *_sizes(items, predictions)
         if selected.method.combination not in {"source", "ensemble"}:
-            more = _sizes(items, beside)
+            more = _sizes(items, {name: (files.beside[selected.key],) for name, files in costs.files.items()})
             left, total = left + more[0], total + more[1]
     yield "ledger and rejects", left, total
 

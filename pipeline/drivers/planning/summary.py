@@ -15,7 +15,7 @@ def describe_prices(planned: RunPlan) -> dict[str, Any]:
     return {
         "images": {name: len(table) for name, table in planned.plans.first.items()},
         "load": costs.opening + costs.scorer,
-        "read": device.read,
+        "read": dict(device.read.seconds),
         "sources": device.sources,
         "merge": dict(device.merge),
         "merged": dict(device.merged),
@@ -87,5 +87,5 @@ def _machine(planned: RunPlan, workers: Sequence[int], memory: int, *, on_gpu: b
         notes.append(f"{most} workers need {memory * most / 1e9:.1f} GB, this machine has {available / 1e9:.1f} GB")
     if on_gpu:
         notes.append("times suppose a GPU like this one for every worker")
-    notes.append("starting Ray is not in the times: a few seconds for each command with --engine ray")
+    notes.append("not in the times: starting Python and Ray, some seconds for each command")
     return notes

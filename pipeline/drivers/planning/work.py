@@ -13,6 +13,7 @@ from pipeline.drivers.planning.sandbox import IngestPrice
 from pipeline.drivers.planning.stages import Files, Pricing, Stage, Worked, chore
 from pipeline.drivers.planning.subjects import Subject
 from pipeline.stages.context import EXACT, RunContext
+from pipeline.stages.precompute import STAGE
 from pipeline.stages.selection import Selected, embeddings_variant
 from pipeline.store.run_directory import Variant
 from pipeline.store.tables import PartState, part_state
@@ -92,9 +93,9 @@ class RunPlan:
     def _precompute(self) -> Stage:
         items = evidence_items(self.context, self.plans, self.subjects)
         worked = self.pricing.evidence(
-            items, {name: (files.evidence, files.beside) for name, files in self.costs.files.items()}
+            items, {name: (files.evidence, files.beside[STAGE]) for name, files in self.costs.files.items()}
         )
-        return Stage("precompute", None, _left(worked), worked)
+        return Stage(STAGE, None, _left(worked), worked)
 
     def _coefficients(self) -> Stage:
         """λ and batch plans, which the driver derives; where evidence is to be measured, they are all to be made."""
@@ -182,7 +183,7 @@ class RunPlan:
         for name, known in self.costs.files.items():
             files[name] = [known.predictions[selected.key]]
             if selected.method.combination not in {"source", "ensemble"}:
-                files[name].append(known.beside)
+                files[name].append(known.beside[selected.key])
             if selected.method.combination == "grid":
                 files[name].append(known.grids[selected.key])
         return files
