@@ -47,7 +47,7 @@ def size(count: float) -> str:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
 
 
 def _stages(plan: Mapping[str, Any]) -> Table:
@@ -89,18 +89,7 @@ def _tolerances(plan: Mapping[str, Any]) -> Table:
         title="images sorted by λ, in batches within ±ε", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
     )
     table.add_column("rule")
-    headings = (
-        "ε",
-        "reached",
-        "batches",
-        "merges",
-        "smallest",
-        "median",
-        "largest",
-        "1 worker",
-        "to -batch",
-        "to exact",
-    )
+    headings = ("ε", "reached", "batches", "merges", "size min / median / max", "1 worker", "to -batch", "to exact")
     for heading in headings:
         table.add_column(heading, justify="right")
     for row in plan["tolerance"]:
@@ -110,9 +99,7 @@ def _tolerances(plan: Mapping[str, Any]) -> Table:
             f"{row['reached']:.3g}",
             f"{row['batches']:,}",
             f"{row['merges']:,}",
-            f"{row['size_min']:,}",
-            f"{row['size_median']:,.0f}",
-            f"{row['size_max']:,}",
+            f"{row['size_min']:,} / {row['size_median']:,.0f} / {row['size_max']:,}",
             duration(row["seconds"]),
             f"{row['ratio_to_batch']:.2f}",
             f"{row['ratio_to_sample']:.2f}",
