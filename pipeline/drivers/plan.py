@@ -17,6 +17,7 @@
     times               {left, total} by workers: seconds and device_hours of all stages, one after another
     storage             [{what, left, total}] in bytes
     memory              bytes of one worker: process, models, activations, pixels, total
+    gpu_memory          bytes on its GPU: models, activations; null on a CPU
     tolerance           [{rule, tolerance, batches, merges, size_min, size_median, size_max, reached, seconds,
                         ratio_to_batch, ratio_to_sample}]; seconds on one worker, without writing
     notes               what to know about these figures, a sentence each
@@ -98,7 +99,7 @@ def plan(
         context = _context(manifest, models, subjects, asked)
         with open_sandbox(context, subjects, INGEST_SHARE * seconds, report) as sandbox:
             budget = seconds * (1.0 - INGEST_SHARE) if sandbox.ingest else seconds
-            planned, memory = _calibrate(sandbox, context, models, subjects, asked, opening, budget, report)
+            planned, memory, gpu_memory = _calibrate(sandbox, context, models, subjects, asked, opening, budget, report)
             report("counting")
             stages = planned.stages()
             tolerance = [
@@ -125,6 +126,7 @@ def plan(
         "times": total_times(described, columns),
         "storage": storage_rows(planned),
         "memory": {**memory, "total": sum(memory.values())},
+        "gpu_memory": gpu_memory,
         "tolerance": tolerance,
         "notes": plan_notes(planned, described, columns, sum(memory.values()), on_gpu=on_gpu),
     }
@@ -167,8 +169,8 @@ def _calibrate(
     opening: float,
     seconds: float,
     report: Callable[[str], None],
-) -> tuple[RunPlan, dict[str, int]]:
-    """All prices, and what a worker's memory holds."""
+) -> tuple[RunPlan, dict[str, int], dict[str, int] | None]:
+    """All prices, and what a worker and its GPU hold in memory."""
     if unread := [subject.name for subject in subjects if subject.name not in sandbox.representatives]:
         raise ArchiveError(f"{', '.join(unread)}: none of the first images can be used; nothing can be measured")
     device = choose_device(context.manifest.compute.device)
@@ -203,7 +205,7 @@ def _calibrate(
     )
     costs = Costs(opening, laid_out, heads, static, files, sandbox.ingest)
     planned = RunPlan(context, plans, subjects, asked.inferred, asked.derived, pricing, costs)
-    return planned, worker_memory(context, models, scorer, subjects, prices)
+    return planned, *worker_memory(context, models, scorer, subjects, prices, on_gpu=device.type == "cuda")
 
 
 def _files(

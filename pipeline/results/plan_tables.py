@@ -24,6 +24,9 @@ def plan_tables(plan: Mapping[str, Any]) -> Iterator[RenderableType]:
     held = plan["memory"]
     parts = ", ".join(f"{name} {size(value)}" for name, value in held.items() if name != "total")
     yield Text(f"memory of a worker: {size(held['total'])} ({parts})")
+    if plan["gpu_memory"]:
+        held = plan["gpu_memory"]
+        yield Text(f"and on its GPU: weights {size(held['models'])}, activations {size(held['activations'])}")
     for note in plan["notes"]:
         yield Text(f"note: {note}")
 
@@ -51,7 +54,7 @@ def _table(title: str) -> Table:
 
 
 def _stages(plan: Mapping[str, Any]) -> Table:
-    hours = "GPU-hours" if plan["device"].startswith("cuda") else "core-hours"
+    hours = "GPU-h" if plan["device"].startswith("cuda") else "core-h"
     table = _table("left to do")
     table.add_column("stage")
     for heading in ("images", "forwards", "text", "merges"):
@@ -66,7 +69,7 @@ def _stages(plan: Mapping[str, Any]) -> Table:
         times = plan["times"][which]
         shown = [duration(times[str(workers)]["seconds"]) for workers in plan["workers"]]
         spent = times[str(plan["workers"][0])]["device_hours"]
-        table.add_row(SHOWN_AS[which], "", "", "", "", *shown, f"{spent:.3g}", "", style="bold")
+        table.add_row(SHOWN_AS[which], "", "", "", "", *shown, _hours(spent), "", style="bold")
     return table
 
 
@@ -80,8 +83,12 @@ def _stage(stage: Mapping[str, Any], workers: list[int]) -> list[str]:
     spent = left["times"][str(workers[0])]["device_hours"]
     whole = sum(left["seconds_by"].values()) or 1.0
     shares = "/".join(f"{100 * value / whole:.0f}" for value in left["seconds_by"].values())
-    waits = f"{left['bottleneck']} ({shares} %)" if left["images"] else ""
-    return [name, *(f"{count:,}" if count else "-" for count in counts), *times, f"{spent:.3g}", waits]
+    waits = f"{left['bottleneck']} {shares} %" if left["images"] else ""
+    return [name, *(f"{count:,}" if count else "-" for count in counts), *times, _hours(spent), waits]
+
+
+def _hours(count: float) -> str:
+    return "<0.01" if 0 < count < 0.01 else f"{count:.2f}" if count < 100 else f"{count:,.0f}"
 
 
 def _tolerances(plan: Mapping[str, Any]) -> Table:
@@ -89,7 +96,7 @@ def _tolerances(plan: Mapping[str, Any]) -> Table:
         title="images sorted by λ, in batches within ±ε", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
     )
     table.add_column("rule")
-    headings = ("ε", "reached", "batches", "merges", "size min / median / max", "1 worker", "to -batch", "to exact")
+    headings = ("ε", "reached", "batches", "merges", "min / median / max", "1 worker", "/ batch", "/ exact")
     for heading in headings:
         table.add_column(heading, justify="right")
     for row in plan["tolerance"]:

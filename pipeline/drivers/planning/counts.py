@@ -118,14 +118,7 @@ def method_items(context: RunContext, plans: BatchPlans, subjects: Iterable[Subj
 
 def _unbatched(context: RunContext, plans: BatchPlans, subject: Subject, part: int, selected: Selected) -> Item:
     compute, kind = context.manifest.compute, selected.method.combination
-    path_of = context.directory.grid if kind == "grid" else context.directory.predictions
-    path = path_of(selected.variant, subject.name, part)
-    done, images = False, plans.images(subject, part)
-    if path.exists() and part in plans.committed(subject):
-        rows = covered_rows(context.directory.evidence(subject.name, part))
-        # Where a grid's λ lies is decided afterwards: its predictions name other rows.
-        fingerprint = context.part_fingerprint(subject.name, subject.archive, part, selected)
-        done = part_state(path, fingerprint, rows=rows) is PartState.COMMITTED
+    images, done = plans.images(subject, part), _is_committed(context, plans, subject, part, selected)
     if kind == "grid":
         inner = grid_lambdas(selected)[1:-1]
         item = _part_item(context, subject, part, images=images, models=len(inner), tile=compute.tile, done=done)
@@ -134,6 +127,18 @@ def _unbatched(context: RunContext, plans: BatchPlans, subject: Subject, part: i
         return replace(item, weights=weights, lambdas=asked)
     models = int(kind == "static")
     return _part_item(context, subject, part, images=images, models=models, tile=compute.tile, done=done)
+
+
+def _is_committed(context: RunContext, plans: BatchPlans, subject: Subject, part: int, selected: Selected) -> bool:
+    """Whether a part of a method without batches is there; evidence that is to be measured again has the same rows."""
+    if part in subject.unwritten:
+        return False
+    is_grid = selected.method.combination == "grid"
+    path_of = context.directory.grid if is_grid else context.directory.predictions
+    known = part in plans.committed(subject)
+    rows = covered_rows(context.directory.evidence(subject.name, part)) if known else None
+    fingerprint = context.part_fingerprint(subject.name, subject.archive, part, selected)
+    return part_state(path_of(selected.variant, subject.name, part), fingerprint, rows=rows) is PartState.COMMITTED
 
 
 def _part_item(

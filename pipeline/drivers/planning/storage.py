@@ -59,19 +59,26 @@ def _sizes(items: Sequence[Item], files: Files) -> tuple[float, float]:
 
 
 def worker_memory(
-    context: RunContext, models: SourceModels, scorer: Scorer, subjects: Sequence[Subject], prices: DevicePrices
-) -> dict[str, int]:
-    """Bytes of one worker beside Python and its libraries.
+    context: RunContext,
+    models: SourceModels,
+    scorer: Scorer,
+    subjects: Sequence[Subject],
+    prices: DevicePrices,
+    *,
+    on_gpu: bool,
+) -> tuple[dict[str, int], dict[str, int] | None]:
+    """Bytes of one worker beside Python and its libraries, and those on its GPU where it has one.
 
-    ``models`` are the states as loaded, the module they share, and the ends and merged weights of the image towers.
+    ``models`` are the states as loaded and the module they share, and with them, or on the GPU, the ends and merged
+    weights of the image towers.
     """
     states = [*models.states.values(), models.model.state_dict()]
     loaded = sum(value.numel() * value.element_size() for state in states for value in state.values())
-    return {
-        "models": loaded + scorer.segment.bytes_per_merge(),
-        "activations": prices.activations,
-        "pixels": max(_pixels(context, subject.archive, subject) for subject in subjects),
-    }
+    pixels = {"pixels": max(_pixels(context, subject.archive, subject) for subject in subjects)}
+    scoring = {"models": scorer.segment.bytes_per_merge(), "activations": prices.activations}
+    if on_gpu:
+        return {"models": loaded, **pixels}, scoring
+    return {**scoring, "models": loaded + scoring["models"], **pixels}, None
 
 
 def _pixels(context: RunContext, archive: Archive, subject: Subject) -> int:
