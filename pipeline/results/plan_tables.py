@@ -62,7 +62,7 @@ def _stages(plan: Mapping[str, Any]) -> Table:
     for workers in plan["workers"]:
         table.add_column(f"{workers} worker{'s' * (workers > 1)}", justify="right")
     table.add_column(hours, justify="right")
-    table.add_column("read/device/write")
+    table.add_column("read/dev/write %")
     for stage in plan["stages"]:
         table.add_row(*_stage(stage, plan["workers"]))
     for which in ("left", "total"):
@@ -83,7 +83,7 @@ def _stage(stage: Mapping[str, Any], workers: list[int]) -> list[str]:
     spent = left["times"][str(workers[0])]["device_hours"]
     whole = sum(left["seconds_by"].values()) or 1.0
     shares = "/".join(f"{100 * value / whole:.0f}" for value in left["seconds_by"].values())
-    waits = f"{left['bottleneck']} {shares} %" if left["images"] else ""
+    waits = f"{left['bottleneck']} {shares}" if left["images"] else ""
     return [name, *(f"{count:,}" if count else "-" for count in counts), *times, _hours(spent), waits]
 
 

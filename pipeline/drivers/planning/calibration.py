@@ -49,6 +49,10 @@ class DevicePrices:
     per_sample: Mapping[int, float]
     activations: int
 
+    def merge_of(self, ends: int) -> float:
+        """Seconds of a merge in which ``ends`` have weight, or of the next larger one that was measured."""
+        return self.merge[min((number for number in self.merge if number >= ends), default=max(self.merge))]
+
 
 @dataclass(slots=True)
 class Calibration:
@@ -65,21 +69,22 @@ class Calibration:
 
     def measure(self, selected: Sequence[Selected]) -> DevicePrices:
         """Prices of all that ``selected`` need, and of stage one; fills ``evidence`` by evaluation set."""
-        exact, merging = {}, {}
-        ends: set[int] = set()
+        scored = [item for item in selected if item.method.combination in {"batch", "static", "grid"}]
+        exact = {item.key for item in scored if self.context.implementation(item) == EXACT}
+        exact_tiles = sorted({tile_of(self.context, item) for item in scored if item.key in exact})
+        tiles = sorted({tile_of(self.context, item) for item in scored if item.key not in exact})
+        ends = sorted(
+            {
+                len(self.context.sources) if item.weighs_sources else len(ROLES)
+                for item in scored
+                if item.key not in exact and item.method.combination != "static"
+            }
+        )
         with PeakMemory(self.device) as peak:
             read, sources = self._read(), self._sources()
-            for item in selected:
-                if item.method.combination in {"source", "ensemble"}:
-                    continue
-                if self.context.implementation(item) == EXACT and item.method.grouping == "sample":
-                    exact[tile_of(self.context, item)] = item
-                    continue
-                merging[tile_of(self.context, item)] = item
-                ends.add(len(self.context.sources) if item.weighs_sources else len(ROLES))
-            merge = {number: self._merge(number, self._share(len(ends))) for number in sorted(ends)}
-            merged = {tile: self._merged(tile, self._share(len(merging))) for tile in sorted(merging)}
-            per_sample = {tile: self._per_sample(tile, self._share(len(exact))) for tile in sorted(exact)}
+            merge = {number: self._merge(number, self._share(len(ends))) for number in ends}
+            merged = {tile: self._merged(tile, self._share(len(tiles))) for tile in tiles}
+            per_sample = {tile: self._per_sample(tile, self._share(len(exact_tiles))) for tile in exact_tiles}
         return DevicePrices(read, sources, merge, merged, per_sample, peak.bytes)
 
     def evidence_of(self, names: Iterable[str]) -> dict[str, pa.Table]:
@@ -98,10 +103,8 @@ class Calibration:
         for (name, rows), stride in zip(cycle(self._blocks()), cycle(STRIDES), strict=False):
             if len(measured) >= ENOUGH or (len(measured) >= len(STRIDES) and spent >= budget):
                 break
-            archive, chosen = (
-                Archive.open(self.archives[name].path),
-                rows[::stride] if stride else rows[: len(rows) // 2 + 1],
-            )
+            archive = Archive.open(self.archives[name].path)
+            chosen = rows[::stride] if stride else rows[: len(rows) // 2 + 1]
             start = time.perf_counter()
             read_block(archive, chosen)
             seconds = time.perf_counter() - start

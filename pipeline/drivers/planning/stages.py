@@ -110,7 +110,7 @@ class Pricing:
             heads = counter.heads(item)
             device = self._forwards(item, exact=exact) + heads * self.text[item.evaluation_set]
             if merges:
-                device += merges * self.device.merge[int((item.weights > 0).sum(axis=1).max())]
+                device += merges * self.device.merge_of(int((item.weights > 0).sum(axis=1).max()))
             seconds = Seconds(self._read(item), device, _writing(item, files), item.blocks)
             worked.append(Worked(item, seconds, merges, heads, self.prompts[item.evaluation_set]))
         return worked
