@@ -1,7 +1,7 @@
 """Progress of long work on standard error, with rate and time left; standard output is kept for results."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -69,6 +69,17 @@ def work_progress(name: str, total: int, unit: str) -> Iterator[WorkProgress]:
     )
     with Progress(*columns, console=console) as bar:
         yield WorkProgress(name, total, unit, console, bar)
+
+
+@contextmanager
+def phase_progress(name: str) -> Iterator[Callable[[str], None]]:
+    """A function that says what is being done now: in a terminal in place, elsewhere a line for each change."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(name) as status:
+            yield lambda text: status.update(f"{name}: {text}")
+        return
+    yield lambda text: console.print(f"{name}: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(slots=True)

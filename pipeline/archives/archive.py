@@ -212,14 +212,18 @@ class Archive:
 
     def add_segment(self, identity: Mapping[str, JSON], rows: int) -> Segment:
         """List ``rows`` further images: new parts after all earlier ones, durable when this returns."""
-        segment = Segment(dict(identity), rows, self.parts, -(-rows // self.part_rows))
+        grown = self.grown(identity, rows)
         # The array grows first: a kill between the two steps leaves addresses that no segment claims yet.
-        self.pixels.resize((self.parts + segment.parts) * self.part_rows)
-        record = self._record
-        grown = replace(record, segments=(*record.segments, segment))
-        _write_record(self.path / RECORD_NAME, grown)
-        self._record = grown
-        return segment
+        self.pixels.resize(grown.parts * self.part_rows)
+        record = replace(self._record, segments=grown.segments)
+        _write_record(self.path / RECORD_NAME, record)
+        self._record = record
+        return grown.segments[-1]
+
+    def grown(self, identity: Mapping[str, JSON], rows: int) -> "Archive":
+        """The archive as :meth:`add_segment` would make it, in memory only."""
+        segment = Segment(dict(identity), rows, self.parts, -(-rows // self.part_rows))
+        return Archive(self.path, replace(self._record, segments=(*self.segments, segment)))
 
     def _footer(self, part: int) -> PartMetadata:
         """Footer of a samples file, read once: a committed part never changes."""
@@ -258,12 +262,21 @@ def create_or_open(path: Path, *, class_names: Sequence[str], geometry: Geometry
         return archive
     if path.is_dir() and any(not entry.name.startswith(TEMPORARY_PREFIX) for entry in path.iterdir()):
         raise ArchiveError(f"{path}: not empty and not an archive (no {RECORD_NAME}); use another archive folder")
+    record = _new_record(class_names, geometry, part_rows)
+    _write_record(path / RECORD_NAME, record)
+    return Archive(path, record)
+
+
+def imagine_archive(path: Path, *, class_names: Sequence[str], geometry: Geometry, part_rows: int) -> Archive:
+    """The empty archive that :func:`create_or_open` would make at ``path``, in memory only."""
+    return Archive(path, _new_record(class_names, geometry, part_rows))
+
+
+def _new_record(class_names: Sequence[str], geometry: Geometry, part_rows: int) -> ArchiveRecord:
     image_bytes = geometry.height * geometry.width * 3
     chunk_rows = choose_chunk_rows(part_rows, image_bytes)
     shard_rows = choose_shard_rows(part_rows, chunk_rows, image_bytes)
-    record = ArchiveRecord(tuple(class_names), geometry, part_rows, chunk_rows, shard_rows, segments=())
-    _write_record(path / RECORD_NAME, record)
-    return Archive(path, record)
+    return ArchiveRecord(tuple(class_names), geometry, part_rows, chunk_rows, shard_rows, segments=())
 
 
 def _write_record(path: Path, record: ArchiveRecord) -> None:

@@ -123,6 +123,46 @@ def infer(
 
 
 @app.command()
+def plan(
+    manifest: ManifestPath,
+    workers: Annotated[
+        list[int] | None, typer.Option("--workers", min=1, help="Workers instead of compute.workers; repeatable.")
+    ] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.0, help="About how long to measure.")] = 60.0,
+    method: Annotated[list[str] | None, typer.Option("--method", help="Method to plan for; repeatable.")] = None,
+    tolerance: Annotated[
+        str | None, typer.Option("--tolerance", metavar="ε,ε", help="Tolerances to compare, comma-separated.")
+    ] = None,
+    output: Output = None,
+    data_root: DataRoot = None,
+    allow_code: AllowCode = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a run will cost: time, device hours, storage, memory, bottleneck; runs nothing and leaves no file."""
+    settings = load_manifest(manifest, output=output, data_root=data_root)
+    from pipeline.drivers.plan import plan as make_plan
+    from pipeline.drivers.plan import read_tolerances
+    from pipeline.results.plan_tables import plan_tables
+
+    planned = make_plan(
+        settings,
+        workers=workers or [],
+        seconds=seconds,
+        names=method or [],
+        tolerances=read_tolerances(tolerance),
+        allow_code=allow_code,
+    )
+    if as_json:
+        print_json(planned)
+        return
+    console = Console()
+    # A file or a pipe has no width of its own: lines need not be folded there.
+    console = console if console.is_terminal else Console(width=WIDE)
+    for table in plan_tables(planned):
+        console.print(table)
+
+
+@app.command()
 def study(
     manifests: Annotated[
         list[Path], typer.Argument(metavar="MANIFEST...", help="Manifests, or folders of them: one study.")

@@ -63,6 +63,17 @@ def open_run(
     if problems:
         raise ProblemsError(problems)
     require_labels(selected, archives)
+    return make_context(manifest, engine, models, archives, selected), models
+
+
+def make_context(
+    manifest: Manifest,
+    engine: Engine,
+    models: SourceModels,
+    archives: Mapping[str, Archive],
+    selected: Sequence[Selected],
+) -> RunContext:
+    """The context of a run over ``archives``; raises what :func:`open_run` does for methods, classes and the kind."""
     class_counts = {len(archive.class_names) for archive in archives.values()}
     context = RunContext(
         manifest,
@@ -75,7 +86,7 @@ def open_run(
     for name, archive in archives.items():
         _check_classes(models, name, context.class_names(name, archive))
     _check_kind(context)
-    return context, models
+    return context
 
 
 def record_run(context: RunContext, state: str) -> None:
@@ -196,7 +207,18 @@ def _check_classes(models: SourceModels, name: str, class_names: Sequence[str]) 
 
 
 def _open_archive(manifest: Manifest, item: EvaluationSet, models: SourceModels) -> Archive:
-    path = archive_path(manifest, item.name)
+    archive = open_fitting_archive(archive_path(manifest, item.name), models)
+    check_declared(item, archive)
+    missing = archive.missing_parts()
+    if missing:
+        raise ArchiveError(
+            f"{archive.path}: {len(missing)} of {archive.parts} parts are missing; run `pipeline ingest`"
+        )
+    return archive
+
+
+def open_fitting_archive(path: Path, models: SourceModels) -> Archive:
+    """The archive at ``path``; :class:`ArchiveError` when its images were not made for these models."""
     archive = Archive.open(path)
     wanted = models.preprocessing.geometry
     if archive.geometry != wanted:
@@ -204,10 +226,6 @@ def _open_archive(manifest: Manifest, item: EvaluationSet, models: SourceModels)
             f"{path}: holds images made for {archive.geometry}, but the model wants {wanted}; "
             "give another 'archives' folder and ingest again"
         )
-    check_declared(item, archive)
-    missing = archive.missing_parts()
-    if missing:
-        raise ArchiveError(f"{path}: {len(missing)} of {archive.parts} parts are missing; run `pipeline ingest`")
     return archive
 
 

@@ -1,0 +1,1 @@
+"""What ``pipeline plan`` counts, measures and adds up, before anything is run."""

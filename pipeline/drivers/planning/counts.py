@@ -1,0 +1,241 @@
+"""What each item of work costs in operations, counted as its ledger will count them."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.archives.archive import Window
+from pipeline.drivers.planning.batches import BatchPlans
+from pipeline.drivers.planning.calibration import decoded_rows
+from pipeline.drivers.planning.subjects import Subject
+from pipeline.manifest.schema import ROLES
+from pipeline.stages.context import EXACT, RunContext
+from pipeline.stages.grid import grid_lambdas
+from pipeline.stages.infer import slice_fingerprints, tile_of
+from pipeline.stages.plan import covered_rows, slice_of_each_batch, window_rows
+from pipeline.stages.reading import rows_per_read
+from pipeline.stages.selection import Selected
+from pipeline.stages.tables import matrix_from_lists
+from pipeline.store.tables import PartState, part_state
+
+Weights = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One part's or slice's work.
+
+    ``weights`` [M, K] are what models are merged at, in order, and ``lambdas`` [L] those for which a head is asked;
+    ``decoded`` are the images that must be decoded to read its own. ``done``: it is committed.
+    """
+
+    evaluation_set: str
+    part: int
+    images: int
+    calls: int
+    forward_images: int
+    tile: int
+    decoded: int
+    blocks: int
+    batches: int
+    weights: Weights
+    lambdas: NDArray[np.float64]
+    done: bool
+
+    @classmethod
+    def of_images(cls, evaluation_set: str = "", part: int = 0, images: int = 0) -> "Item":
+        """Work without any model."""
+        nothing = np.empty(0)
+        return cls(evaluation_set, part, images, 0, 0, 1, 0, 0, 0, nothing.reshape(0, 1), nothing, done=False)
+
+
+@dataclass(slots=True)
+class MergeCounter:
+    """Counts the merges and exact heads of a worker, which keeps what it merged last."""
+
+    exact_heads: frozenset[str]
+    _weights: Weights | None = None
+    _lambdas: dict[str, float] = field(default_factory=dict)
+
+    def merges(self, item: Item) -> int:
+        """Merges of an item's image towers: none at an end, none where the weights stay what they are."""
+        inner = item.weights[(item.weights > 0).sum(axis=1) > 1]
+        if not len(inner):
+            return 0
+        changed = int((np.diff(inner, axis=0) != 0).any(axis=1).sum())
+        changed += int(self._weights is None or not np.array_equal(self._weights, inner[0]))
+        self._weights = inner[-1]
+        return changed
+
+    def heads(self, item: Item) -> int:
+        """Text forwards of an item, where heads are no curve but made for every λ."""
+        if item.evaluation_set not in self.exact_heads:
+            return 0
+        inner = item.lambdas[(item.lambdas > 0) & (item.lambdas < 1)]
+        if not len(inner):
+            return 0
+        changed = int((np.diff(inner) != 0).sum()) + int(self._lambdas.get(item.evaluation_set) != inner[0])
+        self._lambdas[item.evaluation_set] = float(inner[-1])
+        return changed
+
+
+def evidence_items(context: RunContext, plans: BatchPlans, subjects: Iterable[Subject]) -> list[Item]:
+    """Stage one's parts."""
+    compute, sources = context.manifest.compute, len(context.sources)
+    return [
+        _part_item(
+            context,
+            subject,
+            part,
+            images=subject.images(part),
+            models=sources,
+            tile=compute.tile,
+            done=part in plans.committed(subject),
+        )
+        for subject in subjects
+        for part in range(subject.archive.parts)
+    ]
+
+
+def method_items(context: RunContext, plans: BatchPlans, subjects: Iterable[Subject], selected: Selected) -> list[Item]:
+    """A method's slices or parts in the order in which one worker runs them."""
+    if selected.method.combination == "batch":
+        return [
+            item
+            for subject in subjects
+            for window in context.windows(subject.archive)
+            for item in _slices(context, plans, subject, window, selected)
+        ]
+    return [
+        _unbatched(context, plans, subject, part, selected)
+        for subject in subjects
+        for part in range(subject.archive.parts)
+    ]
+
+
+def _unbatched(context: RunContext, plans: BatchPlans, subject: Subject, part: int, selected: Selected) -> Item:
+    compute, kind = context.manifest.compute, selected.method.combination
+    images, done = plans.images(subject, part), _is_committed(context, plans, subject, part, selected)
+    if kind == "grid":
+        inner = grid_lambdas(selected)[1:-1]
+        item = _part_item(context, subject, part, images=images, models=len(inner), tile=compute.tile, done=done)
+        asked = np.tile(np.array(inner, dtype=np.float64), item.blocks)
+        weights = np.array([context.weights_at(lam) for lam in asked]).reshape(len(asked), len(context.sources))
+        return replace(item, weights=weights, lambdas=asked)
+    models = int(kind == "static")
+    return _part_item(context, subject, part, images=images, models=models, tile=compute.tile, done=done)
+
+
+def _is_committed(context: RunContext, plans: BatchPlans, subject: Subject, part: int, selected: Selected) -> bool:
+    """Whether a part of a method without batches is there; evidence that is to be measured again has the same rows."""
+    if part in subject.unwritten:
+        return False
+    is_grid = selected.method.combination == "grid"
+    path_of = context.directory.grid if is_grid else context.directory.predictions
+    known = part in plans.committed(subject)
+    rows = covered_rows(context.directory.evidence(subject.name, part)) if known else None
+    fingerprint = context.part_fingerprint(subject.name, subject.archive, part, selected)
+    return part_state(path_of(selected.variant, subject.name, part), fingerprint, rows=rows) is PartState.COMMITTED
+
+
+def _part_item(
+    context: RunContext, subject: Subject, part: int, *, images: int, models: int, tile: int, done: bool
+) -> Item:
+    limit = rows_per_read(subject.archive, context.manifest.compute.read_bytes, tile)
+    read = images if models else 0
+    return Item(
+        evaluation_set=subject.name,
+        part=part,
+        images=images,
+        calls=models * -(-images // tile),
+        forward_images=models * images,
+        tile=tile,
+        decoded=read,
+        blocks=-(-read // limit),
+        batches=0,
+        weights=np.empty((0, len(context.sources))),
+        lambdas=np.empty(0),
+        done=done,
+    )
+
+
+def _slices(
+    context: RunContext, plans: BatchPlans, subject: Subject, window: Window, selected: Selected
+) -> Iterator[Item]:
+    batches = plans.batches(subject, window, selected)
+    slices = slice_of_each_batch(batches["size"].to_numpy(), window, subject.archive.part_rows)
+    done = _committed_slices(context, plans, subject, window, selected)
+    for part in window.part_numbers:
+        chosen = batches.filter(pa.array(slices == part)).sort_by([("lambda", "ascending"), ("batch", "ascending")])
+        yield _slice_item(context, subject, part, selected, chosen, done=part in done)
+
+
+def _slice_item(
+    context: RunContext, subject: Subject, part: int, selected: Selected, batches: pa.Table, *, done: bool
+) -> Item:
+    tile, sizes = tile_of(context, selected), batches["size"].to_numpy().astype(np.int64)
+    exact = context.implementation(selected) == EXACT
+    images = int(sizes.sum())
+    limit = rows_per_read(subject.archive, context.manifest.compute.read_bytes, tile)
+    cuts = _block_starts(sizes, limit)
+    rows = batches["rows"].combine_chunks().flatten().to_numpy()
+    calls = -(-np.diff([0, *cuts, images]) // tile) * len(ROLES) if exact else -(-sizes // tile)
+    lambdas = batches["lambda"].fill_null(np.nan).to_numpy().astype(np.float64)
+    return Item(
+        evaluation_set=subject.name,
+        part=part,
+        images=images,
+        calls=int(calls.sum()),
+        forward_images=len(ROLES) * images if exact else images,
+        tile=tile,
+        decoded=sum(decoded_rows(subject.archive, block) for block in np.split(rows, cuts)),
+        blocks=len(cuts) + 1 if images else 0,
+        batches=len(sizes),
+        weights=np.empty((0, len(context.sources))) if exact else _weights(context, batches, lambdas),
+        lambdas=np.empty(0) if selected.weighs_sources else lambdas,
+        done=done,
+    )
+
+
+def _block_starts(sizes: NDArray[np.int64], limit: int) -> list[int]:
+    """Where new reads start among a slice's rows: whole batches while they fit, larger ones cut at ``limit``."""
+    cuts: list[int] = []
+    filled = start = 0
+    for size in sizes.tolist():
+        for piece in [limit] * (size // limit) + [size % limit] * (size % limit > 0):
+            if filled and filled + piece > limit:
+                cuts.append(start)
+                filled = 0
+            filled += piece
+            start += piece
+    return cuts
+
+
+def _weights(context: RunContext, batches: pa.Table, lambdas: NDArray[np.float64]) -> Weights:
+    if "weights_encoder" in batches.column_names:
+        return matrix_from_lists(batches["weights_encoder"]).astype(np.float64)
+    weights = np.zeros((len(lambdas), len(context.sources)))
+    for role, values in zip(ROLES, (1.0 - lambdas, lambdas), strict=True):
+        weights[:, context.sources.index(role)] = values
+    return weights
+
+
+def _committed_slices(
+    context: RunContext, plans: BatchPlans, subject: Subject, window: Window, selected: Selected
+) -> set[int]:
+    """Slices of a window whose predictions are there; without evidence, those that online inference left."""
+    if subject.unwritten.intersection(window.part_numbers):
+        return set()
+    known = plans.committed(subject).issuperset(window.part_numbers)
+    evidence = [context.directory.evidence(subject.name, part) for part in window.part_numbers]
+    rows = window_rows([covered_rows(path) for path in evidence]) if known else None
+    path_of = context.directory.predictions
+    wanted = slice_fingerprints(context, subject.name, subject.archive, window, selected)
+    return {
+        part
+        for part, fingerprint in wanted.items()
+        if part_state(path_of(selected.variant, subject.name, part), fingerprint, rows=rows) is PartState.COMMITTED
+    }
