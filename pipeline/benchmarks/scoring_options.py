@@ -42,7 +42,7 @@ class Options:
 
 
 REFERENCE = Options()
-WAYS = (
+WAYS: tuple[Options, ...] = (
     REFERENCE,
     Options(memory_format="channels_last"),
     Options(compiled=True),
