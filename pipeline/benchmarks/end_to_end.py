@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from pipeline.benchmarks.requirements import INFER_TO_BARE_LOOP
-from pipeline.benchmarks.synthetic_run import SET_NAME, write_manifest, write_pair
+from pipeline.benchmarks.synthetic_run import SET_NAME, write_archive, write_manifest, write_pair
 from pipeline.benchmarks.turns import Ratio, median_ratio
 from pipeline.drivers.infer import infer
-from pipeline.drivers.ingest import ingest
 from pipeline.drivers.opening import open_run
 from pipeline.drivers.precompute import precompute
 from pipeline.engines.engine import Engine, EngineName, choose_engine
@@ -102,7 +101,7 @@ def end_to_end(images: int, pairs: int, threads: int, folder: Path) -> dict[str,
     if images < LEAST_PARTS * manifest.part_rows:
         msg = f"--images must be at least {LEAST_PARTS * manifest.part_rows:,}, {LEAST_PARTS} parts, got {images:,}"
         raise PipelineError(msg)
-    ingest(manifest, LocalEngine(manifest))
+    write_archive(manifest, images)
     precompute(manifest, LocalEngine(manifest))
     threads_before = torch.get_num_threads()
     loops = _BareLoops(manifest)
