@@ -16,36 +16,48 @@ from rich.progress import (
 )
 
 LINE_SECONDS = 10.0
+IMAGES = "images"
 
 
-class SampleProgress:
-    """Counts samples; a bar in a terminal, a line every ten seconds elsewhere (a log file, a cluster job)."""
+class WorkProgress:
+    """Counts work of one unit; a bar in a terminal, a line every ten seconds elsewhere (a log file, a cluster job)."""
 
-    def __init__(self, name: str, total: int, console: Console, bar: Progress | None) -> None:
-        self._name, self._total, self._console, self._bar = name, total, console, bar
+    def __init__(self, name: str, total: int, unit: str, console: Console, bar: Progress | None) -> None:
+        self._name, self._total, self._unit, self._console, self._bar = name, total, unit, console, bar
         self._task = bar.add_task(name, total=total, rate="") if bar else None
         self._start = self._last_line = time.monotonic()
         self._done = 0
 
-    def advance(self, samples: int) -> None:
-        """Count ``samples`` more as done."""
-        self._done += samples
+    def advance(self, count: int) -> None:
+        """Count ``count`` more as done."""
+        self._done += count
         rate = self._done / max(time.monotonic() - self._start, 1e-9)
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=samples, rate=f"{rate:,.0f} images/s")
+            self._bar.update(self._task, advance=count, rate=f"{rate:,.{self._digits}f} {self._unit}/s")
         elif time.monotonic() - self._last_line >= LINE_SECONDS or self._done >= self._total:
             self._last_line = time.monotonic()
             left = (self._total - self._done) / max(rate, 1e-9)
-            line = f"{self._name}: {self._done:,}/{self._total:,} images, {rate:,.0f} images/s, {left:,.0f} s left"
-            self._console.print(line, highlight=False, soft_wrap=True)
+            counted = f"{self._done:,}/{self._total:,} {self._unit}, {rate:,.{self._digits}f} {self._unit}/s"
+            self._console.print(f"{self._name}: {counted}, {left:,.0f} s left", highlight=False, soft_wrap=True)
+
+    @property
+    def _digits(self) -> int:
+        return 0 if self._unit == IMAGES else 2
 
 
 @contextmanager
-def sample_progress(name: str, total: int) -> Iterator[SampleProgress]:
-    """Show progress of ``total`` samples while the enclosed work goes on; nothing when there is nothing to do."""
+def sample_progress(name: str, total: int) -> Iterator[WorkProgress]:
+    """Show progress of ``total`` images while the enclosed work goes on; nothing when there is nothing to do."""
+    with work_progress(name, total, IMAGES) as progress:
+        yield progress
+
+
+@contextmanager
+def work_progress(name: str, total: int, unit: str) -> Iterator[WorkProgress]:
+    """As :func:`sample_progress`, for work that is counted in another ``unit`` (a word in the plural)."""
     console = Console(stderr=True)
     if not console.is_terminal or total == 0:
-        yield SampleProgress(name, total, console, None)
+        yield WorkProgress(name, total, unit, console, None)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -56,7 +68,7 @@ def sample_progress(name: str, total: int) -> Iterator[SampleProgress]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        yield SampleProgress(name, total, console, bar)
+        yield WorkProgress(name, total, unit, console, bar)
 
 
 @dataclass(slots=True)

@@ -9,12 +9,11 @@ from pipeline.errors import PipelineError
 
 INTERRUPTED = 130
 HELP = "Test-time merging of medical vision-language models: precompute λ once, then infer at the price of one model."
-BENCH_HELP = "Benchmarks: ratios measured side by side, and memory as N grows."
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 app.add_typer(runs.app)
 app.add_typer(results.app)
-app.add_typer(benchmarks.app, name="bench", no_args_is_help=True, help=BENCH_HELP)
+app.add_typer(benchmarks.app, name="bench")
 
 
 def main() -> None:

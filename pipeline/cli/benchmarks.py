@@ -1,37 +1,135 @@
 """Benchmarks: ratios measured side by side, and memory as N grows."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline.cli.options import (
-    Json,
-    RunPath,
-    print_json,
-)
+from pipeline.cli.options import Json, RunPath, print_json
 
-app = typer.Typer()
+HELP = "What merging costs, measured side by side on this machine: without a command, every way of it in one table."
+
+app = typer.Typer(invoke_without_command=True, help=HELP)
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+Architecture = Annotated[str, typer.Option("--architecture", help="open_clip name, timm:NAME or JSON file.")]
+Pairs = Annotated[int, typer.Option("--pairs", min=3, help="Interleaved turns of each way, after one to warm up.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of torch; by default one for each core.")]
+Classes = Annotated[int, typer.Option("--classes", min=2, help="Classes in the prompts.")]
+Folder = Annotated[Path, typer.Option("--folder", help="Where the result is kept, for `pipeline report --bench`.")]
+RESULTS = Path("runs/bench")
+
+
+@app.callback()
+def methods(
+    context: typer.Context,
+    architecture: Architecture = "ViT-B-16",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images that share a merged model.")] = 32,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Images of a turn.")] = 32,
+    classes: Classes = 8,
+    tolerance: Annotated[
+        list[float] | None, typer.Option("--tolerance", min=0, max=1, help="ε of a row t3-lambda@ε; repeatable.")
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where the forwards run.")
+    ] = "auto",
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"], typer.Option("--precision", help="Of the image towers.")
+    ] = "fp32",
+    pairs: Pairs = 8,
+    threads: Threads = CORES,
+    folder: Folder = RESULTS,
+    as_json: Json = False,
+) -> None:
+    """Every way of merging against one plain model: ratio with interval, forwards, merges, bytes, memory."""
+    if context.invoked_subcommand is not None:
+        return
+    from pipeline.benchmarks.method_costs import Setting, method_costs
+
+    setting = Setting(
+        architecture=architecture,
+        samples=samples,
+        batch_size=batch_size,
+        classes=classes,
+        device=device,
+        precision=precision,
+        threads=threads,
+        pairs=pairs,
+        tolerances=tuple(tolerance or [0.01]),
+    )
+    result = method_costs(setting)
+    _show(f"methods-{_slug(architecture)}", result, folder, as_json=as_json, device=result["device"])
+
+
+@app.command("scaling")
+def bench_scaling(
+    architecture: Architecture = "ViT-B-32",
+    samples: Annotated[
+        list[int] | None, typer.Option("--samples", min=1, help="Numbers of images; repeatable.")
+    ] = None,
+    batch_size: Annotated[list[int] | None, typer.Option("--batch-size", min=1, help="Repeatable.")] = None,
+    classes: Annotated[list[int] | None, typer.Option("--classes", min=2, help="Repeatable.")] = None,
+    pairs: Pairs = 3,
+    threads: Threads = CORES,
+    folder: Folder = RESULTS,
+    as_json: Json = False,
+) -> None:
+    """The same table for other numbers of images, batch sizes and numbers of classes, one changed at a time."""
+    from pipeline.benchmarks.method_costs import Setting
+    from pipeline.benchmarks.scaling import scaling
+
+    result = scaling(
+        Setting(architecture=architecture, samples=32, pairs=pairs, threads=threads),
+        samples=samples or [32, 64],
+        batch_sizes=batch_size or [4, 16],
+        classes=classes or [2, 64],
+    )
+    _show(f"scaling-{_slug(architecture)}", result, folder, as_json=as_json)
 
 
 @app.command("merge")
 def bench_merge(
-    architecture: Annotated[str, typer.Option("--architecture", help="open_clip name or JSON file.")] = "ViT-B-16",
-    pairs: Annotated[int, typer.Option("--pairs", min=3, help="Interleaved measurements of each way.")] = 8,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="As compute.threads of a worker.")] = 1,
+    architecture: Architecture = "ViT-B-16",
+    pairs: Pairs = 8,
+    threads: Threads = CORES,
+    folder: Folder = RESULTS,
     as_json: Json = False,
 ) -> None:
-    """One merge against the usual state_dict loop, side by side."""
+    """One merge against a pass over as much memory, and against loops over state dicts."""
     from pipeline.benchmarks.merge_speed import merge_speed
 
-    result = merge_speed(architecture, pairs, threads)
-    print_json(result) if as_json else print(result["text"])
+    _show("merge", merge_speed(architecture, pairs, threads), folder, as_json=as_json)
+
+
+@app.command("curve")
+def bench_curve(
+    architecture: Architecture = "ViT-B-16",
+    manifest: Annotated[
+        Path | None, typer.Option("--manifest", help="Look at this manifest's pair instead of a random one.")
+    ] = None,
+    classes: Classes = 8,
+    lambdas: Annotated[int, typer.Option("--lambdas", min=1, help="Random λ at which the curve is checked.")] = 16,
+    threads: Threads = CORES,
+    folder: Folder = RESULTS,
+    as_json: Json = False,
+) -> None:
+    """Class embeddings from their curve in λ against the text tower itself, at λ that the curve never saw."""
+    from pipeline.benchmarks.curve_error import curve_error, pair_of
+
+    models = None if manifest is None else pair_of(manifest)
+    named = architecture if models is None else models.architecture.reference
+    result = curve_error(named, classes=classes, lambdas=lambdas, threads=threads, models=models)
+    _show("curve", result, folder, as_json=as_json)
 
 
 @app.command("memory")
 def bench_memory(
-    images: Annotated[list[int] | None, typer.Option("--images", help="Archive sizes; at least two.")] = None,
-    folder: Annotated[Path, typer.Option("--folder", help="Scratch folder.")] = Path("runs/bench-memory"),
+    images: Annotated[
+        list[int] | None, typer.Option("--images", min=1, help="Archive size; repeatable, at least two.")
+    ] = None,
+    folder: Annotated[Path, typer.Option("--scratch", help="Scratch folder.")] = Path("runs/bench-memory"),
     as_json: Json = False,
 ) -> None:
     """Largest unique set size of any process in precompute and infer, as the archive grows."""
@@ -45,7 +143,7 @@ def bench_memory(
 def bench_sweep(
     run: RunPath,
     turns: Annotated[int, typer.Option("--turns", min=1, help="Interleaved measurements of each way.")] = 3,
-    folder: Annotated[Path, typer.Option("--folder", help="Scratch folder.")] = Path("runs/bench-sweep"),
+    folder: Annotated[Path, typer.Option("--scratch", help="Scratch folder.")] = Path("runs/bench-sweep"),
     as_json: Json = False,
 ) -> None:
     """A sweep over 24 settings against infer for its distinct batch plans, side by side."""
@@ -53,3 +151,15 @@ def bench_sweep(
 
     result = sweep_cost(run, turns, folder)
     print_json(result) if as_json else print(result["text"])
+
+
+def _show(name: str, result: dict[str, Any], folder: Path, *, as_json: bool, device: str = "cpu") -> None:
+    """Keep a result for the report and print it, for people or for programs."""
+    from pipeline.benchmarks.machine import keep_result
+
+    kept = keep_result(name, result, folder, device=device)
+    print_json(kept) if as_json else print(result["text"])
+
+
+def _slug(architecture: str) -> str:
+    return Path(architecture).name.removesuffix(".json").replace(":", "-").replace("/", "-")

@@ -48,12 +48,15 @@ def report(
     kind: Annotated[
         Literal["html", "latex", "csv", "json"], typer.Option("--format", help="The page, or every table as a file.")
     ] = "html",
+    bench: Annotated[
+        Path | None, typer.Option("--bench", help="Folder of `pipeline bench`: its figures become a chapter.")
+    ] = None,
 ) -> None:
     """Write a self-contained HTML page about one run or several, or export its tables; print the paths."""
     from pipeline.results.report import export_tables, write_report
 
     if kind == "html":
-        print(write_report(*runs, output=output))
+        print(write_report(*runs, output=output, benchmarks=bench))
         return
     for path in export_tables(*runs, kind=kind, output=output):
         print(path)

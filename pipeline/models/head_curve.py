@@ -10,7 +10,7 @@ Shapes: C classes, D feature width, K nodes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import cache
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from pipeline.models.class_embeddings import ClassHead, HeadSource
 NODE_COUNTS = (9, 17, 33)
 
 WeightsAt = Callable[[float], Sequence[float]]
+HeadAt = Callable[[float], ClassHead]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +43,18 @@ class HeadCurve:
     @classmethod
     def through(cls, source: HeadSource, lambdas: NDArray[np.float64], weights_at: WeightsAt) -> "HeadCurve":
         """Curve through the exact heads at ``lambdas``; ``weights_at`` gives the sources' weights at a λ."""
-        heads = [source.head(weights_at(float(lam))) for lam in lambdas]
+        return cls.through_heads(lambdas, lambda lam: source.head(weights_at(lam)))
+
+    @classmethod
+    def through_heads(cls, lambdas: NDArray[np.float64], head_at: HeadAt) -> "HeadCurve":
+        """Curve through the heads that ``head_at`` gives at ``lambdas``."""
+        heads = [head_at(float(lam)) for lam in lambdas]
         return cls(
             lambdas=lambdas,
             embeddings_KCD=np.stack([head.embeddings_CD.cpu().numpy() for head in heads]),
             scales=np.array([head.logit_scale for head in heads]),
             biases=np.stack([head.logit_bias.cpu().numpy() for head in heads]).astype(np.float64),
-            cosine=source.cosine,
+            cosine=heads[0].cosine,
         )
 
     def at(self, lam: float) -> ClassHead:
@@ -70,16 +76,22 @@ class HeadCurve:
 def fit_head_curve(source: HeadSource, *, tolerance: float, weights_at: WeightsAt) -> HeadCurve | None:
     """Curve whose logits stay within ``tolerance`` of the exact head's, with as few nodes as that takes.
 
-    ``weights_at`` maps λ to the sources' weights, linearly. The error bound is rigorous at each held-out λ: image
-    features have unit length, so no logit changes by more than scale·‖Δe‖. None when 33 nodes do not suffice; the
-    caller then evaluates the text tower at every λ.
+    ``weights_at`` maps λ to the sources' weights, linearly. A head is computed once for every λ. The error bound is
+    rigorous at each held-out λ: image features have unit length, so no logit changes by more than scale·‖Δe‖. None when
+    33 nodes do not suffice; the caller then evaluates the text tower at every λ.
     """
+
+    @cache
+    def head_at(lam: float) -> ClassHead:
+        return source.head(weights_at(lam))
+
     if not source.cosine:
-        return HeadCurve.through(source, np.array([0.0, 1.0]), weights_at)
+        return HeadCurve.through_heads(np.array([0.0, 1.0]), head_at)
     for count in NODE_COUNTS:
-        curve = HeadCurve.through(source, chebyshev_lobatto(count), weights_at)
-        held_out = [(low + high) / 2 for low, high in pairwise(curve.lambdas)][:: max(1, count // 8)]
-        error = max(_logit_error(curve.at(lam), source.head(weights_at(lam))) for lam in held_out)
+        curve = HeadCurve.through_heads(chebyshev_lobatto(count), head_at)
+        # Half-way between nodes the error is largest. These λ are nodes of the next curve: no forward is for nothing.
+        between = chebyshev_lobatto(2 * count - 1)[1::2]
+        error = max(logit_error(curve.at(lam), head_at(lam)) for lam in between[:: count // 8].tolist())
         if error <= tolerance:
             return replace(curve, error=error)
     return None
@@ -99,7 +111,8 @@ def _barycentric_weights(count: int) -> NDArray[np.float64]:
     return weights
 
 
-def _logit_error(approximate: ClassHead, exact: ClassHead) -> float:
+def logit_error(approximate: ClassHead, exact: ClassHead) -> float:
+    """Largest change of any logit of any image that the difference of two heads can cause, features of unit length."""
     scaled = approximate.logit_scale * approximate.embeddings_CD - exact.logit_scale * exact.embeddings_CD.cpu()
     biased = (approximate.logit_bias - exact.logit_bias.cpu()).abs()
     return float((scaled.norm(dim=-1) + biased).max())

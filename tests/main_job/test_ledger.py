@@ -104,6 +104,19 @@ def test_the_merge_loop_costs_a_forward_per_image_and_a_merge_per_change_of_lamb
     assert summary.ledger.totals["merges_skipped"] == IMAGES - len(changes)
 
 
+def test_the_papers_own_way_costs_three_forwards_of_one_image_and_a_merge_for_each(
+    whole: Manifest, pair: Path, tmp_path: Path
+) -> None:
+    literal = {"tile": 1, "per_sample": "merge-loop"}
+    manifest = study(tmp_path, pair, Path(whole.archives), evaluation_sets=TILES, compute=literal)
+    summary = run_infer(manifest, "t3", online=True)
+    assert _image_calls(summary) == dict.fromkeys(("generalist", "expert", "merged"), IMAGES)
+    assert _image_counts(summary) == dict.fromkeys(("generalist", "expert", "merged"), IMAGES)
+    totals = summary.ledger.totals
+    assert totals["merges"] + totals["merges_skipped"] == totals["samples"] == IMAGES
+    assert totals["merges"] > 100
+
+
 def test_a_repeated_command_computes_nothing(finished: Manifest, pair: Path, tmp_path: Path) -> None:
     manifest = copy_run(finished, tmp_path, pair)
     before = result_files(Path(manifest.output))

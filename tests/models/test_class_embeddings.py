@@ -178,6 +178,20 @@ def test_a_tolerance_below_rounding_gives_no_curve(pair: SourceModels) -> None:
     assert fit_head_curve(text_tower(pair), tolerance=1e-12, weights_at=along) is None
 
 
+def test_every_lambda_is_computed_once_however_often_nodes_are_added(pair: SourceModels) -> None:
+    class Listening(TextTower):
+        def head(self, weights: Sequence[float]) -> ClassHead:
+            seen.append(tuple(weights))
+            return super().head(weights)
+
+    seen: list[tuple[float, ...]] = []
+    tower = Listening(pair, tokens_of(pair), len(CLASSES), merged=True, device=CPU)
+    assert fit_head_curve(tower, tolerance=1e-12, weights_at=along) is None
+    assert len(seen) == len(set(seen)) == tower.forward_calls
+    # 33 nodes, those of 9 and 17 among them, and the places between them where the error is looked at.
+    assert tower.forward_calls == 33 + 8
+
+
 def test_with_the_generalists_text_tower_every_lambda_has_one_head(pair: SourceModels) -> None:
     tower = text_tower(pair, merged=False)
     heads = [tower.head(along(lam)) for lam in (0.0, 0.3, 1.0)]

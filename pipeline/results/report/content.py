@@ -10,6 +10,7 @@ import polars as pl
 from pipeline.results.layout import read_run
 from pipeline.results.marks import MARKS, Mark
 from pipeline.results.report.answer import Answer, find_answer
+from pipeline.results.report.benchmarks import benchmark_figures
 from pipeline.results.report.comparison_tables import comparison_tables
 from pipeline.results.report.cost_tables import costs_table
 from pipeline.results.report.costs import cost_figures
@@ -65,6 +66,12 @@ COSTS_NOTE = (
     "is repeated. Where every image has a λ of its own it is from 2 B, where a batch goes through both models' "
     "weights at once, up to one forward call for each image, where the models are merged anew for each (the merge "
     "loop). What is not listed was read from stage one without a forward pass."
+)
+
+
+BENCHMARKS_NOTE = (
+    "What `pipeline bench` measured, on the machine that each caption names: ways of doing the same work took turns in "
+    "one process, so that ratios hold where seconds do not. These figures say nothing about the images above."
 )
 
 
@@ -143,8 +150,10 @@ class Content:
         return {mark.code: mark.symbol for mark in self.marks}
 
 
-def gather(runs: Sequence[Path], *, figures: bool = True) -> Content:
+def gather(runs: Sequence[Path], *, figures: bool = True, benchmarks: Path | None = None) -> Content:
     """Evaluate ``runs`` and collect results and provenance; without ``figures``, nothing is drawn.
+
+    ``benchmarks`` is a folder of what `pipeline bench` kept, which becomes a chapter.
 
     Raises :class:`~pipeline.errors.RunDirectoryError` as :func:`~pipeline.results.studies.combine` does.
     """
@@ -156,6 +165,9 @@ def gather(runs: Sequence[Path], *, figures: bool = True) -> Content:
     chapters = result_chapters(results, methods_table(results, costs), about_costs, about_data)
     if figures:
         chapters = with_figures(chapters, runs, results)
+    if figures and benchmarks is not None:
+        drawn = tuple(benchmark_figures(benchmarks))
+        chapters = (*chapters, Chapter("benchmarks", "Benchmarks", BENCHMARKS_NOTE, figures=drawn))
     used = used_marks(table for chapter in chapters for table in chapter.tables)
     return Content(
         name=", ".join(results.studies),

@@ -23,15 +23,16 @@ TEMPLATE = "page.html"
 PAGE, DATA, TABLES = "index.html", "data", "tables"
 
 
-def write_report(*runs: Path, output: Path | None = None) -> Path:
+def write_report(*runs: Path, output: Path | None = None, benchmarks: Path | None = None) -> Path:
     """Evaluate ``runs`` and write one page about them; equal runs give equal bytes. Returns the page's path.
 
     One run is reported in ``RUN/report``, several in ``report`` beside them, or either in ``output``. The data of
     every table and figure lies in ``data/<id>.parquet`` beside the page. Raises :class:`RunDirectoryError` when several
-    runs share no folder, and as :func:`~pipeline.results.studies.combine` does.
+    runs share no folder, when ``benchmarks`` is no folder of `pipeline bench`, and as
+    :func:`~pipeline.results.studies.combine` does.
     """
     folder = _folder(runs, output)
-    content = gather(runs)
+    content = gather(runs, benchmarks=benchmarks)
     fingerprint = _fingerprint(content)
     frames = {table.id: as_frame(table) for table in content.tables}
     frames |= {figure.id: figure.data for figure in content.figures}
