@@ -26,7 +26,7 @@ CONTENT_SIZE_BYTES = (1, 2, 4, 8)
 type Pixels = NDArray[np.uint8]
 type Rows = NDArray[np.int64]
 
-_ZSTD = Zstd(checksum=True)
+ZSTD = Zstd(checksum=True)
 
 
 @dataclass(slots=True)
@@ -96,10 +96,10 @@ class ShardReader:
                 frame = _read_frame(descriptor, buffer, index[number % chunks], chunk_bytes, number)
                 cache.decoded += 1
                 if len(own) == self.chunk_rows and _ascends(own) and _ascends(positions):
-                    _ZSTD.decode(frame, out[first : first + self.chunk_rows].reshape(-1))
+                    ZSTD.decode(frame, out[first : first + self.chunk_rows].reshape(-1))
                     continue
                 chunk = np.empty(chunk_shape, dtype=np.uint8)
-                _ZSTD.decode(frame, chunk.reshape(-1))
+                ZSTD.decode(frame, chunk.reshape(-1))
                 out[positions] = chunk[own % self.chunk_rows]
                 cache.keep(number, chunk)
         finally:

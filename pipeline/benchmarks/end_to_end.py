@@ -38,7 +38,7 @@ REFERENCES = {
 LEAST_PARTS = 4
 
 
-class _BareLoops:
+class BareLoops:
     """What a script would do with ready uint8 tensors: normalise, merge where it merges, tower, head, argmax.
 
     Batches are those of the committed plan, their tensors made before any clock starts.
@@ -88,7 +88,7 @@ class _BareLoops:
         return unit.sub_(self._mean).div_(self._std)
 
 
-def end_to_end(images: int, pairs: int, threads: int, folder: Path) -> dict[str, Any]:
+def end_to_end(images: int, pairs: int, threads: int, folder: Path, *, part_rows: int = 8192) -> dict[str, Any]:
     """Images per second of both stages with one worker and of bare loops with the same threads, ``pairs`` turns.
 
     The archive is ingested, and λ derived, before any clock starts; what an earlier call left in ``folder`` is used
@@ -97,14 +97,14 @@ def end_to_end(images: int, pairs: int, threads: int, folder: Path) -> dict[str,
     way to the disk and Ray's own work are all in it. The loops hold all images in memory and keep nothing.
     """
     write_pair(folder)
-    manifest = load_manifest(write_manifest(folder / str(images), folder, images, threads=threads))
-    if images < LEAST_PARTS * manifest.part_rows:
-        msg = f"--images must be at least {LEAST_PARTS * manifest.part_rows:,}, {LEAST_PARTS} parts, got {images:,}"
+    manifest = load_manifest(write_manifest(folder / str(images), folder, images, threads=threads, part_rows=part_rows))
+    if images < LEAST_PARTS * part_rows:
+        msg = f"--images must be at least {LEAST_PARTS * part_rows:,}, {LEAST_PARTS} parts, got {images:,}"
         raise PipelineError(msg)
     write_archive(manifest, images)
     precompute(manifest, LocalEngine(manifest))
     threads_before = torch.get_num_threads()
-    loops = _BareLoops(manifest)
+    loops = BareLoops(manifest)
     try:
         ways = _ways(manifest, loops)
         seconds = _take_turns(ways, pairs)
@@ -123,7 +123,7 @@ def end_to_end(images: int, pairs: int, threads: int, folder: Path) -> dict[str,
     return result
 
 
-def _ways(manifest: Manifest, loops: _BareLoops) -> dict[str, Callable[[], float]]:
+def _ways(manifest: Manifest, loops: BareLoops) -> dict[str, Callable[[], float]]:
     """Seconds per image of one turn of each way."""
     run, threads = Path(manifest.output), manifest.compute.threads
 

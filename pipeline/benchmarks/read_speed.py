@@ -24,6 +24,7 @@ from pipeline.benchmarks.turns import Ratio, median_ratio, take_turns
 from pipeline.geometry import Geometry, image_transform, prepare_image
 
 ROWS_PER_READ = 256
+PART_ROWS = 8192
 DATA_SET = "pbc"
 
 type Pixels = NDArray[np.uint8]
@@ -119,28 +120,31 @@ def _pixels(source: Source, images: int, size: int) -> Pixels:
 
 
 def _written(pixels: Pixels, folder: Path) -> PixelStore:
-    """The images in shards, the last one filled up with zeros."""
+    """The images, laid out as an archive with parts of the usual size."""
     image_bytes = pixels[0].nbytes
-    part_rows = 8192
-    chunk_rows = choose_chunk_rows(part_rows, image_bytes)
-    shard_rows = choose_shard_rows(part_rows, chunk_rows, image_bytes)
+    chunk_rows = choose_chunk_rows(PART_ROWS, image_bytes)
+    shard_rows = choose_shard_rows(PART_ROWS, chunk_rows, image_bytes)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "reads.zarr"
     shutil.rmtree(path, ignore_errors=True)
     store = PixelStore(path, pixels.shape[1:], chunk_rows, shard_rows)
-    shards = -(-len(pixels) // shard_rows)
-    store.resize(shards * shard_rows)
-    for start in range(0, shards * shard_rows, shard_rows):
-        filled = np.zeros((shard_rows, *pixels.shape[1:]), dtype=np.uint8)
-        own = pixels[start : start + shard_rows]
-        filled[: len(own)] = own
-        store.write_shard(start, filled)
+    pieces = [*_pieces(pixels, shard_rows)]
+    store.resize(len(pieces) * shard_rows)
+    for number, piece in enumerate(pieces):
+        store.write_shard(number * shard_rows, piece)
     return store
 
 
+def _pieces(pixels: Pixels, rows: int) -> Iterator[Pixels]:
+    """Pieces of ``rows`` images each, the last one filled up with zeros."""
+    for start in range(0, len(pixels), rows):
+        piece = pixels[start : start + rows]
+        missing = np.zeros((rows - len(piece), *pixels.shape[1:]), dtype=np.uint8)
+        yield np.concatenate([piece, missing]) if len(missing) else np.ascontiguousarray(piece)
+
+
 def _encoded(codec: _Codec, pixels: Pixels, chunk_rows: int) -> list[bytes]:
-    whole = range(0, len(pixels) // chunk_rows * chunk_rows, chunk_rows)
-    return [bytes(codec.encode(np.ascontiguousarray(pixels[start : start + chunk_rows]))) for start in whole]
+    return [bytes(codec.encode(piece)) for piece in _pieces(pixels, chunk_rows)]
 
 
 def _decode(codec: _Codec, frames: Sequence[bytes], rows: Rows, store: PixelStore) -> Pixels:
@@ -175,7 +179,7 @@ def _in_threads(
 
 def _compare_codecs(pixels: Pixels, store: PixelStore, pairs: int) -> dict[str, dict[str, float]]:
     encoded = {name: _encoded(codec, pixels, store.chunk_rows) for name, codec in CODECS.items()}
-    rows = np.arange(len(encoded[CHOSEN]) * store.chunk_rows)
+    rows = np.arange(len(pixels))
 
     def way(name: str) -> Callable[[int], object]:
         return lambda _: _decode(CODECS[name], encoded[name], rows, store)

@@ -37,7 +37,7 @@ def write_pair(folder: Path) -> None:
     save_file(perturbed(state, PERTURBATION), folder / "expert.safetensors")
 
 
-def write_manifest(folder: Path, pair: Path, images: int, *, threads: int = 1) -> Path:
+def write_manifest(folder: Path, pair: Path, images: int, *, threads: int = 1, part_rows: int = 8192) -> Path:
     """Write a manifest of one set of ``images`` for ``t3-batch`` to ``folder``, with the pair that lies in ``pair``."""
     settings: dict[str, Any] = {
         "name": f"{images} images",
@@ -50,6 +50,7 @@ def write_manifest(folder: Path, pair: Path, images: int, *, threads: int = 1) -
         },
         "methods": ["t3-batch"],
         "compute": {"device": "cpu", "threads": threads},
+        "part_rows": part_rows,
         "evaluation_sets": [{"name": SET_NAME, "source": {"kind": "synthetic", "count": images}}],
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -55,10 +55,10 @@ def read_ahead(archive: Archive, pieces: Iterable[Rows], cache: ChunkCache | Non
 def rows_per_read(archive: Archive, read_bytes: int, multiple: int) -> int:
     """How many rows to read at a time: within ``read_bytes`` of pixels and a share of a part, at least ``multiple``.
 
-    A multiple of it, and of whole chunks too where there is room, so that none is decoded for two reads.
+    A multiple of it, and of whole chunks too where they fit, so that none is decoded for two reads.
     """
     image_bytes = archive.geometry.height * archive.geometry.width * 3
-    limit = min(read_bytes // image_bytes, archive.part_rows // READS_PER_PART)
     whole_chunks = math.lcm(multiple, archive.pixels.chunk_rows)
+    limit = min(read_bytes // image_bytes, max(archive.part_rows // READS_PER_PART, whole_chunks))
     step = whole_chunks if whole_chunks <= limit else multiple
     return max(1, limit // step) * step
