@@ -21,7 +21,7 @@ CHUNK_BYTES = 256 << 10
 SHARD_BYTES = 64 << 20
 ZSTD_LEVEL = 3
 
-# Process-wide because zarr keeps its settings there. The fused pipeline decodes without an event loop, and one thread
+# Process-wide because zarr keeps its settings there. The fused pipeline encodes without an event loop, and one thread
 # per process is what engines count on. Results do not depend on either.
 zarr.config.set(
     {

@@ -153,7 +153,10 @@ class Compute(Section):
     per_sample: Literal["exact", "merge-loop"] = Field(
         "exact", description="a λ for every image: one batched forward of per-sample weights, or a merge for each λ"
     )
-    read_bytes: Annotated[int, Field(ge=1 << 16)] = Field(64 << 20, description="pixels read ahead at a time")
+    read_bytes: Annotated[int, Field(ge=1 << 16)] = Field(
+        64 << 20,
+        description="pixels read ahead at a time, at most; of a window out of order, four times as many stay decoded",
+    )
 
 
 class Training(Section):
