@@ -53,6 +53,10 @@ class EngineError(PipelineError, RuntimeError):
     """The engine that runs the parts is not available or failed."""
 
 
+class OutOfMemoryError(PipelineError, MemoryError):
+    """The models do not fit into the memory of their device, however few images are scored at once."""
+
+
 class TrainingError(PipelineError, ValueError):
     """Training data or settings cannot be trained with, or the training diverged."""
 

@@ -17,8 +17,6 @@ from pipeline.benchmarks.requirements import METHOD_RATIOS
 from pipeline.benchmarks.turns import median_ratio, take_turns
 from pipeline.benchmarks.ways import PLAIN, Way, Workload
 from pipeline.costs import CostModel, fit_costs
-from pipeline.errors import NumericKindError
-from pipeline.models.numeric_kind import choose_device
 from pipeline.progress import work_progress
 
 # Two implementations of one method, whose logits must agree: largest difference over the largest logit.
@@ -33,7 +31,7 @@ class Setting:
     samples: int = 32
     batch_size: int = 32
     classes: int = 8
-    device: str = "auto"
+    device: str = "cpu"
     precision: str = "fp32"
     threads: int = 1
     pairs: int = 8
@@ -62,9 +60,7 @@ def method_costs(setting: Setting) -> dict[str, Any]:
     by), ``predicted_seconds`` (by a cost model fitted to the *other* rows), ``required`` and ``paper``.
     """
     torch.set_num_threads(setting.threads)
-    if setting.device == "cuda" and not torch.cuda.is_available():
-        raise NumericKindError("--device cuda: this machine has no CUDA device that torch sees; name auto or cpu")
-    device = choose_device(setting.device)
+    device = torch.device(setting.device)
     work = Workload.make(
         setting.architecture,
         samples=setting.samples,

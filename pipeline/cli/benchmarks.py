@@ -18,6 +18,7 @@ Architecture = Annotated[str, typer.Option("--architecture", help="open_clip nam
 Pairs = Annotated[int, typer.Option("--pairs", min=3, help="Interleaved turns of each way, after one to warm up.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of torch; by default one for each core.")]
 Classes = Annotated[int, typer.Option("--classes", min=2, help="Classes in the prompts.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Of the forwards.")]
 Folder = Annotated[Path, typer.Option("--folder", help="Where the result is kept, for `pipeline report --bench`.")]
 RESULTS = Path("runs/bench")
 
@@ -53,14 +54,14 @@ def methods(
         samples=samples,
         batch_size=batch_size,
         classes=classes,
-        device=device,
+        device=_device(device),
         precision=precision,
         threads=threads,
         pairs=pairs,
         tolerances=tuple(tolerance or [0.01]),
     )
     result = method_costs(setting)
-    _show(f"methods-{_slug(architecture)}", result, folder, as_json=as_json, device=result["device"])
+    _show(f"methods-{_slug(architecture)}", result, folder, as_json=as_json, device=setting.device)
 
 
 @app.command("scaling")
@@ -188,12 +189,43 @@ def bench_pipeline(
     _show("pipeline", end_to_end(images, pairs, threads, scratch), folder, as_json=as_json)
 
 
+@app.command("scoring")
+def bench_scoring(
+    architecture: Architecture = "ViT-B-32",
+    tile: Annotated[int, typer.Option("--tile", min=1, help="Images in a forward, as compute.tile.")] = 32,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Random images of a turn.")] = 32,
+    pairs: Pairs = 8,
+    threads: Threads = CORES,
+    device: Device = "auto",
+    folder: Folder = RESULTS,
+    as_json: Json = False,
+) -> None:
+    """One model's forward with channels_last, torch.compile, bf16 and autocast: time and error, side by side."""
+    from pipeline.benchmarks.scoring_options import scoring_options
+
+    place = _device(device)
+    measured = scoring_options(architecture, tile=tile, samples=samples, pairs=pairs, threads=threads, device=place)
+    _show(f"scoring-{_slug(architecture)}", measured, folder, as_json=as_json, device=place)
+
+
 def _show(name: str, result: dict[str, Any], folder: Path, *, as_json: bool, device: str = "cpu") -> None:
     """Keep a result for the report and print it, for people or for programs."""
     from pipeline.benchmarks.machine import keep_result
 
     kept = keep_result(name, result, folder, device=device)
     print_json(kept) if as_json else print(result["text"])
+
+
+def _device(asked: str) -> str:
+    """``cpu`` or ``cuda``; :class:`NumericKindError` for one that is not there."""
+    import torch
+
+    from pipeline.errors import NumericKindError
+    from pipeline.models.numeric_kind import choose_device
+
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise NumericKindError("--device cuda: this machine has no CUDA device that torch sees; name auto or cpu")
+    return choose_device(asked).type
 
 
 def _slug(architecture: str) -> str:

@@ -18,6 +18,7 @@ from pipeline.manifest.schema import Manifest
 from pipeline.methods import is_user_rule, unmet_needs
 from pipeline.models.architectures import AnyArchitecture
 from pipeline.models.classifiers import ClassifierArchitecture
+from pipeline.models.numeric_kind import differing_parts
 from pipeline.models.per_sample import PerSampleTower, UnsupportedLayerError
 from pipeline.models.sources import SourceModels
 from pipeline.stages.context import MERGE_LOOP, RunContext, archive_path
@@ -214,13 +215,10 @@ def _check_kind(context: RunContext) -> None:
     if not context.directory.record_path.exists():
         return
     recorded = context.directory.read_record().get("numeric_kind")
-    if recorded is None or recorded == dict(context.kind):
+    differing = [] if recorded is None else differing_parts(recorded, context.kind)
+    if not differing:
         return
-    parts = ", ".join(
-        f"{name} was {recorded.get(name)} and is now {context.kind[name]}"
-        for name in context.kind
-        if recorded.get(name) != context.kind[name]
-    )
+    parts = ", ".join(f"{name} was {before} and is now {now}" for name, before, now in differing)
     raise NumericKindError(
         f"{context.directory.root}: the run was begun in another numeric kind: {parts}; "
         "its results would not be comparable to the bit: restore it, or give another 'output'"

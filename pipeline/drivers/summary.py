@@ -53,6 +53,11 @@ class Summary:
             lines.append(
                 f"  image forward calls: {calls}; merges {counts['merges']:,}, {counts['merges_skipped']:,} skipped"
             )
+        if self.ledger.micro_batch is not None:
+            lines.append(
+                f"  memory ran out: parts were scored in micro-batches of down to {self.ledger.micro_batch:,} images "
+                "and are marked in their ledgers; their logits may differ from those of whole tiles in the last bits"
+            )
         lines.append(f"  in {self.run}")
         return "\n".join(lines)
 

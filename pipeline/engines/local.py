@@ -33,8 +33,4 @@ class LocalEngine:
 
     def numeric_kind(self) -> Mapping[str, str]:
         """Numeric kind of this process with the manifest's settings."""
-        compute = self.manifest.compute
-        kind = kind_for_settings(
-            compute.device, precision=self.manifest.precision, threads=compute.threads, tile=compute.tile
-        )
-        return kind.as_inputs()
+        return kind_for_settings(**self.manifest.kind_settings).as_inputs()

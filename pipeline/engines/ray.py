@@ -74,16 +74,15 @@ class RayEngine:
 
     def numeric_kind(self) -> Mapping[str, str]:
         """Numeric kind of a worker: measured in a task on the cluster's GPUs if it has any, else here."""
-        compute = self.manifest.compute
-        settings = (compute.device, self.manifest.precision, compute.threads, compute.tile)
-        if compute.device == "cpu":
-            return _measure_kind(*settings)
+        settings = self.manifest.kind_settings
+        if settings["device"] == "cpu":
+            return _measure_kind(settings)
         _connect(self.workers)
         if not ray.cluster_resources().get("GPU"):
-            return _measure_kind(*settings)
+            return _measure_kind(settings)
         measure = ray.remote(_outcome_of).options(num_cpus=READ_CPUS, num_gpus=1)
         with _cluster_failures():
-            kind: Mapping[str, str] = _value_of(ray.get(measure.remote(_measure_kind, *settings)))
+            kind: Mapping[str, str] = _value_of(ray.get(measure.remote(_measure_kind, settings)))
         return kind
 
     def _resources(self, job: Job, size: int) -> dict[str, float]:
@@ -232,5 +231,5 @@ def _cluster_failures() -> Iterator[None]:
         raise EngineError(msg) from error
 
 
-def _measure_kind(device: str, precision: str, threads: int, tile: int) -> dict[str, str]:
-    return kind_for_settings(device, precision=precision, threads=threads, tile=tile).as_inputs()
+def _measure_kind(settings: Mapping[str, Any]) -> dict[str, str]:
+    return kind_for_settings(**settings).as_inputs()

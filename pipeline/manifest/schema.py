@@ -153,6 +153,16 @@ class Compute(Section):
     per_sample: Literal["exact", "merge-loop"] = Field(
         "exact", description="a λ for every image: one batched forward of per-sample weights, or a merge for each λ"
     )
+    memory_format: Literal["contiguous", "channels_last"] = Field(
+        "contiguous",
+        description="how pixels and kernels of convolutions lie in memory; part of the numeric kind; measure it with "
+        "`pipeline bench scoring`",
+    )
+    compile: bool = Field(
+        default=False,
+        description="image towers by torch.compile, but for the exact per-sample forward; part of the numeric kind; "
+        "measure it with `pipeline bench scoring`",
+    )
     read_bytes: Annotated[int, Field(ge=1 << 16)] = Field(
         64 << 20,
         description="pixels read ahead at a time, at most; of a window out of order, four times as many stay decoded",
@@ -289,6 +299,19 @@ class Manifest(Section):
     def precision(self) -> Precision:
         """Of the image towers' forwards."""
         return self._models.precision
+
+    @property
+    def kind_settings(self) -> dict[str, Any]:
+        """What a worker's numeric kind follows from besides its machine: arguments of ``kind_for_settings``."""
+        compute = self.compute
+        return {
+            "device": compute.device,
+            "precision": self.precision,
+            "threads": compute.threads,
+            "tile": compute.tile,
+            "memory_format": compute.memory_format,
+            "compiled": compute.compile,
+        }
 
     @property
     def classes(self) -> int | None:

@@ -1,5 +1,7 @@
 """Predictions that another method at work has already: equal batches at equal λ are scored once and written again."""
 
+import json
+
 import pyarrow as pa
 
 from pipeline.archives.archive import Archive, Window
@@ -30,7 +32,10 @@ def commit_copy(
     write_table(directory.rejects(own, name, part), read_table(directory.rejects(other, name, part)), fingerprint)
     ledger = directory.ledger(own, name, part)
     if not ledger.exists():
-        write_json(ledger, {**Ledger().as_json(), COPIED_FROM: source.key})
+        scored = Ledger.from_json(json.loads(directory.ledger(other, name, part).read_text(encoding="utf-8")))
+        # The copy's logits are those of the source's micro-batches, whatever else it cost.
+        own_cost = Ledger(micro_batch=scored.micro_batch)
+        write_json(ledger, {**own_cost.as_json(), COPIED_FROM: source.key})
     predictions = _as_made(read_table(directory.predictions(source.variant, name, part)))
     write_table(directory.predictions(selected.variant, name, part), predictions, fingerprint, {ROWS: rows})
 

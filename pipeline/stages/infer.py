@@ -107,9 +107,9 @@ class SliceScorer:
         batches = _batches_of(plan.batches, window, self.archive.part_rows, part)
         scored = _Scored()
         merged_before = self.scorer.segment.merges
-        for group, block in self._with_pixels(batches, plan.cache, ledger):
+        for group, block, following in self._with_pixels(batches, plan.cache, ledger):
             with ledger.phase("merge and forward"):
-                logits = self._per_sample(group, block) if self.exact else self._per_batch(group, block)
+                logits = self._per_sample(group, block) if self.exact else self._per_batch(group, block, following)
             scored.collect(group, block, logits)
         count = sum(len(rows) for rows in scored.rows)
         merges = self.scorer.segment.merges - merged_before
@@ -123,16 +123,21 @@ class SliceScorer:
         )
         return self._tables(scored, plan.samples)
 
-    def _per_batch(self, group: list[_Batch], block: PixelBlock) -> NDArray[np.float32]:
-        """One merge for each batch, which is then scored in tiles of its own."""
+    def _per_batch(self, group: list[_Batch], block: PixelBlock, following: _Batch | None) -> NDArray[np.float32]:
+        """One merge for each batch, which is then scored in tiles of its own; ``following`` comes after the group."""
         logits, start = [], 0
-        for batch in group:
+        for batch, after in zip(group, [*group[1:], following], strict=True):
             pixels = block.pixels[start : start + len(batch.rows)]
-            weights = batch.encoder or self.weights_at(float(batch.lam))
             head = self.heads.at(float(batch.lam)) if batch.head is None else self.heads.blend(batch.head)
-            logits.append(self.scorer.merged_logits(pixels, weights, head, tile=self.tile))
+            ahead = None if after is None else self._encoder_weights(after)
+            logits.append(
+                self.scorer.merged_logits(pixels, self._encoder_weights(batch), head, tile=self.tile, following=ahead)
+            )
             start += len(batch.rows)
         return np.concatenate(logits)
+
+    def _encoder_weights(self, batch: _Batch) -> tuple[float, ...]:
+        return batch.encoder or self.weights_at(float(batch.lam))
 
     def _per_sample(self, group: list[_Batch], block: PixelBlock) -> NDArray[np.float32]:
         """No merge: full tiles of images, each with its own λ and head."""
@@ -142,13 +147,17 @@ class SliceScorer:
 
     def _with_pixels(
         self, batches: list[_Batch], cache: ChunkCache, ledger: Ledger
-    ) -> Iterator[tuple[list[_Batch], PixelBlock]]:
-        """Neighbouring batches with their pixels, one read for as many as fit in its bytes; large ones are cut."""
+    ) -> Iterator[tuple[list[_Batch], PixelBlock, _Batch | None]]:
+        """Neighbouring batches with their pixels, one read for as many as fit in its bytes; large ones are cut.
+
+        With each comes the batch after them, None after the last.
+        """
         limit = rows_per_read(self.archive, self.read_bytes, self.tile)
         groups = list(_groups(batches, limit))
         pieces = (np.concatenate([batch.rows for batch in group]) for group in groups)
         blocks = read_ahead(self.archive, pieces, cache)
-        yield from zip(groups, ledger.timed("read", blocks), strict=True)
+        following = [*(group[0] for group in groups[1:]), None]
+        yield from zip(groups, ledger.timed("read", blocks), following[: len(groups)], strict=True)
 
     def _tables(self, scored: _Scored, samples: pa.Table) -> Predictions:
         rows = np.concatenate([np.empty(0, dtype=np.int64), *scored.rows])
@@ -259,7 +268,7 @@ class InferWorker(ScoringWorker):
 
     def _run_static(self, item: WorkItem, selected: Selected) -> Report:
         if self._static is None or self._static[0] != selected.key:
-            self._static = (selected.key, StaticScorer(self.context, self.models, selected, self.device))
+            self._static = (selected.key, StaticScorer(self.context, self.models, selected, self.scorer))
         ledger = Ledger()
         predictions = self._static[1].score(item.evaluation_set, item.part, ledger)
         archive = self.context.archive(item.evaluation_set)

@@ -22,14 +22,19 @@ class ScoringWorker:
     def __init__(self, context: RunContext) -> None:
         return_large_blocks()
         self.context = context
-        compute, precision = context.manifest.compute, context.manifest.precision
+        compute = context.manifest.compute
         self.device = choose_device(compute.device)
-        kind = kind_for_settings(compute.device, precision=precision, threads=compute.threads, tile=compute.tile)
-        require_kind(kind, context.kind, where="worker")
+        require_kind(kind_for_settings(**context.manifest.kind_settings), context.kind, where="worker")
         self.models = load_manifest_models(context.manifest)
         if identify(self.models) != context.models:
             raise StaleCacheError("models: a checkpoint changed while the run was under way; run the stage again")
-        self.scorer = Scorer(self.models, device=self.device, precision=precision)
+        self.scorer = Scorer(
+            self.models,
+            device=self.device,
+            precision=context.manifest.precision,
+            memory_format=compute.memory_format,
+            compiled=compute.compile,
+        )
         self._heads: dict[str, tuple[Heads, HeadSource | None]] = {}
 
     def heads(self, evaluation_set: str) -> Heads:
@@ -47,7 +52,8 @@ class ScoringWorker:
 
 
 def book_images(ledger: Ledger, scorer: Scorer) -> None:
-    """Move a scorer's counts of image forwards into ``ledger``."""
+    """Move a scorer's counts of image forwards into ``ledger``, and whether they were of less than a tile."""
+    ledger.note_micro_batch(scorer.micro_batches.take_smallest())
     for name, counts in (
         ("image_forward_calls", scorer.forward_calls),
         ("image_forward_images", scorer.forward_images),

@@ -154,15 +154,16 @@ def read_merged(path: Path) -> StaticMerge:
 
 
 class StaticScorer:
-    """A static merge on the device, and its head for each evaluation set."""
+    """A static merge on the device, and its head for each evaluation set.
 
-    def __init__(self, context: RunContext, models: SourceModels, selected: Selected, device: torch.device) -> None:
+    It runs with the settings of ``beside``, the scorer of the sources in the same process.
+    """
+
+    def __init__(self, context: RunContext, models: SourceModels, selected: Selected, beside: Scorer) -> None:
         self._context, self._selected = context, selected
         merge = read_merged(context.directory.merged(selected.variant))
         self._lam = np.float32(np.nan if merge.lam is None else merge.lam)
-        self._scorer = Scorer(
-            models.with_single(MERGED, merge.state), device=device, precision=context.manifest.precision
-        )
+        self._scorer = beside.alike(models.with_single(MERGED, merge.state))
 
     def score(self, name: str, part: int, ledger: Ledger) -> Predictions:
         """Predictions and rejects of one archive part."""

@@ -17,15 +17,21 @@ PER_MODEL = ("image_forward_calls", "image_forward_images", "text_forward_calls"
 TOTALS = ("merges", "merges_skipped", "images_read", "batches", "samples", "rejected")
 # Stands beside the counts of a part that was written again from another method's, and names that method.
 COPIED_FROM = "copied_from"
+# Stands beside the counts of a part that was scored, wholly or from some tile on, in pieces smaller than a tile.
+MICRO_BATCH = "micro_batch"
 
 
 @dataclass(slots=True)
 class Ledger:
-    """Counts per model, counts, and seconds by phase; ledgers add up."""
+    """Counts per model, counts, and seconds by phase; ledgers add up.
+
+    ``micro_batch`` is set where memory ran out: the fewest images that were scored at once instead of a whole tile.
+    """
 
     per_model: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in PER_MODEL})
     totals: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    micro_batch: int | None = None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -53,16 +59,26 @@ class Ledger:
         self.totals.update(other.totals)
         for name, value in other.seconds.items():
             self.seconds[name] += value
+        self.note_micro_batch(other.micro_batch)
+
+    def note_micro_batch(self, size: int | None) -> None:
+        """Keep the smaller of ``size`` and what was noted before; None is a whole tile."""
+        self.micro_batch = min((found for found in (self.micro_batch, size) if found is not None), default=None)
 
     def as_json(self) -> dict[str, Any]:
-        """Counts (zero where nothing happened; models beyond the usual three where something did), seconds by phase."""
+        """Counts (zero where nothing happened; models beyond the usual three where something did), seconds by phase.
+
+        ``micro_batch`` is absent where all tiles were whole.
+        """
         counts: dict[str, Any] = {}
         for name, by_model in self.per_model.items():
             others = {model for model, count in by_model.items() if count} - set(MODELS)
             models = [*MODELS, *sorted(others)]
             counts[name] = {model: by_model[model] for model in models}
         counts |= {name: self.totals[name] for name in TOTALS}
-        return {"counts": counts, "seconds": {name: round(value, 6) for name, value in sorted(self.seconds.items())}}
+        seconds = {name: round(value, 6) for name, value in sorted(self.seconds.items())}
+        marks = {} if self.micro_batch is None else {MICRO_BATCH: self.micro_batch}
+        return {"counts": counts, "seconds": seconds, **marks}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Ledger":
@@ -72,4 +88,5 @@ class Ledger:
             per_model={name: Counter(counts[name]) for name in PER_MODEL},
             totals=Counter({name: counts[name] for name in TOTALS}),
             seconds=defaultdict(float, value["seconds"]),
+            micro_batch=value.get(MICRO_BATCH),
         )

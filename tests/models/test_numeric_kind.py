@@ -1,10 +1,13 @@
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
+from torch._inductor import config as inductor
 
 from pipeline.errors import NumericKindError
+from pipeline.models.compiled import name_compiler
 from pipeline.models.numeric_kind import NumericKind, choose_device, kind_for_settings, require_kind
 
 KIND = NumericKind("cpu", "x86_64 AVX2", "2.9.0", "fp32", "1", "32")
@@ -29,6 +32,8 @@ def test_an_equal_kind_is_accepted() -> None:
         ("tile", "16", "set compute.tile to 32"),
         ("device", "cuda NVIDIA H200", "run on the same kind of device"),
         ("torch", "2.8.0", "install the same torch version"),
+        ("memory_format", "channels_last", "set compute.memory_format to contiguous"),
+        ("compile", "g++ 12", "set compute.compile as the run has it"),
         ("instruction_set", "x86_64 AVX512", "use a machine like the run's"),
     ],
 )
@@ -36,10 +41,23 @@ def test_another_kind_is_refused_by_name_and_with_a_remedy(part: str, value: str
     other = replace(KIND, **{part: value})
     with pytest.raises(NumericKindError) as caught:
         require_kind(other, KIND.as_inputs(), where="worker")
-    expected = KIND.as_inputs()[part]
+    expected = getattr(KIND, part)
     message = f"worker: numeric kind differs: {part} is {value} and the run's is {expected}; {remedy}"
     assert str(caught.value).startswith(message)
     assert "another 'output'" in str(caught.value)
+
+
+def test_a_kind_without_options_is_recorded_as_it_was_before_there_were_any() -> None:
+    assert set(KIND.as_inputs()) == {"device", "instruction_set", "torch", "precision", "threads", "tile"}
+    options = replace(KIND, memory_format="channels_last", compile="g++ 12").as_inputs()
+    assert options == {**KIND.as_inputs(), "memory_format": "channels_last", "compile": "g++ 12"}
+
+
+@pytest.mark.parametrize("part", ["memory_format", "compile"])
+def test_a_run_with_an_option_refuses_a_worker_without(part: str) -> None:
+    recorded = replace(KIND, **{part: "other"}).as_inputs()
+    with pytest.raises(NumericKindError, match=f"{part} is {getattr(KIND, part)} and the run's is other"):
+        require_kind(KIND, recorded, where="worker")
 
 
 def test_every_part_that_differs_is_named() -> None:
@@ -60,6 +78,21 @@ def test_the_kind_says_what_this_process_really_does(threads: int, count: int) -
     assert (kind.threads, kind.precision, kind.tile, kind.device) == (str(count), "bf16", "8", "cpu")
     assert kind.torch == torch.__version__
     assert torch.backends.cpu.get_cpu_capability() in kind.instruction_set
+
+
+def test_options_are_part_of_the_kind_and_a_compiler_is_named(threads: int) -> None:
+    kind = kind_for_settings("cpu", precision="fp32", threads=1, tile=8, memory_format="channels_last", compiled=True)
+    assert kind.memory_format == "channels_last"
+    assert re.search(r"\d+\.\d+", kind.compile)
+
+
+def test_compiling_without_a_compiler_is_refused_at_once() -> None:
+    absent = inductor.patch({"cpp.cxx": ("no-such-compiler",)})
+    with (
+        absent,
+        pytest.raises(NumericKindError, match=r"compute\.compile: no compiler for cpu was found .*set it to false"),
+    ):
+        name_compiler(torch.device("cpu"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

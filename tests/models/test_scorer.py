@@ -13,9 +13,10 @@ from PIL import Image
 from torchvision.transforms.functional import normalize, to_tensor
 
 from pipeline.geometry import image_transform, prepare_image
-from pipeline.models.class_embeddings import ClassHead, TextTower
+from pipeline.models.class_embeddings import ClassHead, TextTower, logits_by_own_heads
 from pipeline.models.scorer import Scorer
 from pipeline.models.sources import SourceModels
+from pipeline.models.tile_inputs import Upload
 from tests.models.factory import (
     TINY,
     TINY_RESNET,
@@ -167,9 +168,9 @@ def test_pixels_are_normalised_as_totensor_and_normalize_do_to_the_bit(scorer: S
     values = np.arange(256, dtype=np.uint8).reshape(16, 16)
     image = np.stack([values, values.T, values[::-1]], axis=2)
     expected = normalize(to_tensor(Image.fromarray(image)), pair.preprocessing.mean, pair.preprocessing.std)
-    inputs, count = scorer._tile(image[None], 2)
-    assert count == 1
+    inputs = scorer._inputs(image[None], 2)
     assert torch.equal(inputs[0], expected)
+    assert inputs.shape == (2, 3, 16, 16)
 
 
 def test_the_pixels_given_are_left_as_they_are(scorer: Scorer, heads: Heads, pixels: np.ndarray) -> None:
@@ -237,3 +238,57 @@ def test_one_source_alone_scores_as_it_does_beside_others(sites: SourceModels, s
     heads = [head_for(sites, corner) for corner in CORNERS]
     beside = Scorer(sites, device=CPU, precision="fp32").source_logits(site_pixels, heads, tile=TILE)
     np.testing.assert_array_equal(alone[0], beside[1])
+
+
+def test_merging_ahead_changes_no_bit(pair: SourceModels, pixels: np.ndarray) -> None:
+    plain, ahead = (Scorer(pair, device=CPU, precision="fp32", merge_ahead=way) for way in (False, True))
+    lambdas = [0.0, 0.2, 0.2, 0.7, 1.0, 0.4]
+    for lam, following in zip(lambdas, [*lambdas[1:], None], strict=True):
+        head = head_at(pair, lam)
+        expected = plain.merged_logits(pixels, along(lam), head, tile=TILE)
+        after = None if following is None else along(following)
+        found = ahead.merged_logits(pixels, along(lam), head, tile=TILE, following=after)
+        np.testing.assert_array_equal(found, expected)
+    assert ahead.segment.merges == plain.segment.merges == 3
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+def test_logits_by_own_heads_in_one_product_are_those_of_head_by_head(cosine: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    heads = [
+        ClassHead(torch.randn(5, 16, generator=generator), 10.0 + i, torch.randn(5, generator=generator), cosine)
+        for i in range(7)
+    ]
+    features = torch.randn(7, 16, generator=generator)
+    expected = torch.cat([head.logits(features[i : i + 1]) for i, head in enumerate(heads)])
+    found = logits_by_own_heads(features, heads, Upload(CPU))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_cuda_all_ways_score_as_on_the_cpu(
+    pair: SourceModels, scorer: Scorer, heads: Heads, pixels: np.ndarray, precision: str
+) -> None:
+    device = torch.device("cuda")
+    gpu = Scorer(pair, device=device, precision=precision)
+    lambdas = np.linspace(0.1, 0.9, len(pixels)).tolist()
+    own = [head_at(pair, lam) for lam in lambdas]
+    ways = {
+        "source": lambda which: np.stack(which.source_logits(pixels, heads, tile=TILE)),
+        "merged": lambda which: np.concatenate(
+            [
+                which.merged_logits(pixels[i : i + 5], along(0.3 + i / 20), heads[0], tile=TILE, following=along(0.55))
+                for i in (0, 5)
+            ]
+        ),
+        "per-sample": lambda which: which.per_sample_logits(
+            pixels, lambdas, own, ends=("generalist", "expert"), tile=TILE
+        ),
+    }
+    for way in ways.values():
+        expected = way(scorer)
+        tolerance = (1e-4 if precision == "fp32" else 0.1) * np.abs(expected).max()
+        np.testing.assert_allclose(way(gpu), expected, rtol=0, atol=tolerance)
+    assert gpu.segment.merges == 2

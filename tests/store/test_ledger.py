@@ -87,3 +87,11 @@ def test_a_phase_takes_the_time_of_what_it_encloses_even_when_that_fails() -> No
 def fail_slowly() -> None:
     time.sleep(0.02)
     raise TimeoutError
+
+
+def test_of_several_micro_batches_the_smallest_is_kept_and_a_whole_tile_is_none() -> None:
+    assert "micro_batch" not in Ledger().as_json()
+    total = Ledger()
+    for size, kept in ((None, None), (16, 16), (4, 4), (None, 4), (8, 4)):
+        total.add(Ledger.from_json(Ledger(micro_batch=size).as_json()))
+        assert total.as_json().get("micro_batch") == kept
