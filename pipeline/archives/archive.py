@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.archives.pixels import PixelStore, choose_chunk_rows, choose_shard_rows
+from pipeline.archives.shards import ChunkCache
 from pipeline.archives.source import JSON
 from pipeline.errors import ArchiveError, PipelineError
 from pipeline.geometry import Geometry
@@ -185,12 +186,12 @@ class Archive:
         """SHA-256 over the geometry and all accepted samples of ``part``, from the file's footer: cheap."""
         return self._footer(part).extra["content"]
 
-    def read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    def read(self, rows: npt.NDArray[np.int64], cache: ChunkCache | None = None) -> npt.NDArray[np.uint8]:
         """Pixels [n, H, W, 3] of ``rows``: any order, duplicates allowed; :class:`ArchiveError` names unreadable rows.
 
-        The hole of a rejected image reads as zeros.
+        The hole of a rejected image reads as zeros. ``cache`` keeps what was decoded and not all wanted.
         """
-        return self.pixels.read(rows)
+        return self.pixels.read(rows, cache)
 
     def readable(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.bool_], list[str | None]]:
         """Say which ``rows`` can be read, and why the others cannot: slow, for use when :meth:`read` failed."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import ZstdCodec
 
+from pipeline.archives.shards import ChunkCache, ShardReader
 from pipeline.errors import ArchiveError, ArchiveUnavailableError
 from pipeline.store.files import sync_directory, sync_file
 
@@ -20,7 +21,7 @@ CHUNK_BYTES = 256 << 10
 SHARD_BYTES = 64 << 20
 ZSTD_LEVEL = 3
 
-# Process-wide because zarr keeps its settings there. The fused pipeline decodes without an event loop, and one thread
+# Process-wide because zarr keeps its settings there. The fused pipeline encodes without an event loop, and one thread
 # per process is what engines count on. Results do not depend on either.
 zarr.config.set(
     {
@@ -49,22 +50,19 @@ def choose_shard_rows(part_rows: int, chunk_rows: int, image_bytes: int) -> int:
 
 
 class PixelStore:
-    """The Zarr array at ``path``: uint8 [address, *image_shape]. Pickles without its open array."""
+    """The Zarr array at ``path``: uint8 [address, *image_shape]. zarr writes it, :class:`ShardReader` reads it."""
 
     def __init__(self, path: Path, image_shape: tuple[int, int, int], chunk_rows: int, shard_rows: int) -> None:
         self.path = path
         self.image_shape = image_shape
         self.chunk_rows = chunk_rows
         self.shard_rows = shard_rows
-        self._reader: zarr.Array[Any] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but the open array."""
-        return {**self.__dict__, "_reader": None}
+        self._rows: int | None = None
+        self._shards = ShardReader(path, image_shape, chunk_rows, shard_rows)
 
     def resize(self, rows: int) -> None:
         """Create the array, or give it ``rows`` addresses; what is already written stays as it is."""
-        self._reader = None
+        self._rows = None
         if (self.path / "zarr.json").exists():
             array = self._open("r+")
             if array.shape[0] != rows:
@@ -93,35 +91,28 @@ class PixelStore:
         for folder in (shard.parent, *shard.parents[1:4]):
             sync_directory(folder)
 
-    def read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Pixels [n, H, W, 3] of ``rows`` in their order, each chunk decoded once.
+    def read(self, rows: npt.NDArray[np.int64], cache: ChunkCache | None = None) -> npt.NDArray[np.uint8]:
+        """Pixels [n, H, W, 3] of ``rows`` in their order, each chunk decoded once, or never if ``cache`` holds it.
 
         :class:`ArchiveError` names the rows that cannot be read.
         """
-        if len(rows) == 0:
-            return np.empty((0, *self.image_shape), dtype=np.uint8)
-        distinct, inverse = np.unique(rows, return_inverse=True)
-        array = self._reading()
-        if distinct[0] < 0 or distinct[-1] >= array.shape[0]:
-            raise ArchiveError(
-                f"{self.path}: rows {distinct[0]} to {distinct[-1]} asked, 0 to {array.shape[0] - 1} exist"
-            )
+        count = self._count()
+        if len(rows) and (rows.min() < 0 or rows.max() >= count):
+            raise ArchiveError(f"{self.path}: rows {rows.min()} to {rows.max()} asked, 0 to {count - 1} exist")
         try:
-            pixels = _select(array, distinct)
+            return self._shards.read(rows, cache or ChunkCache(0))
         except READ_FAILURES as error:
             self._require_available(error)
-            raise self._unreadable(distinct, error) from error
-        in_order = len(distinct) == len(rows) and bool(np.all(inverse[1:] > inverse[:-1]))
-        return pixels if in_order else pixels[inverse]
+            raise self._unreadable(np.unique(rows), error) from error
 
     def readable(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.bool_], list[str | None]]:
         """Say of each row whether it can be read, and if not why; decodes chunk by chunk."""
-        array = self._reading()
+        self._count()
         reasons: dict[int, str] = {}
         for chunk in np.unique(rows // self.chunk_rows).tolist():
             first = chunk * self.chunk_rows
             try:
-                _select(array, np.arange(first, first + self.chunk_rows))
+                self._shards.read(np.arange(first, first + self.chunk_rows), ChunkCache(0))
             except READ_FAILURES as error:
                 self._require_available(error)
                 reasons[chunk] = _one_line(error)
@@ -142,10 +133,16 @@ class PixelStore:
         remedy = "restore the file from a copy, or delete their part's file in 'samples' and run ingest again"
         return ArchiveError(f"{self.path}: rows {named} cannot be read ({reason}); {remedy}")
 
-    def _reading(self) -> "zarr.Array[Any]":
-        if self._reader is None:
-            self._reader = self._open("r")
-        return self._reader
+    def _count(self) -> int:
+        """Addresses of the array, once it is known to be laid out as :class:`ShardReader` reads it."""
+        if self._rows is None:
+            array = self._open("r")
+            cuts = ((self.shard_rows, *self.image_shape), (self.chunk_rows, *self.image_shape))
+            checked = [isinstance(codec, ZstdCodec) and codec.checksum for codec in array.compressors]
+            if (array.shards, array.chunks) != cuts or array.dtype.str != "|u1" or checked != [True]:
+                raise ArchiveError(f"{self.path}: is laid out otherwise than archive.json says; make the archive again")
+            self._rows = int(array.shape[0])
+        return self._rows
 
     def _open(self, mode: Literal["r", "r+"]) -> "zarr.Array[Any]":
         settings: Any = {"read_missing_chunks": False, "write_empty_chunks": True}
@@ -153,13 +150,6 @@ class PixelStore:
             return zarr.open_array(self.path, mode=mode, config=settings)
         except (*READ_FAILURES, KeyError, TypeError) as error:
             raise ArchiveError(f"{self.path}: cannot be opened ({_one_line(error)}); make the archive again") from error
-
-
-def _select(array: "zarr.Array[Any]", distinct: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    start, stop = int(distinct[0]), int(distinct[-1]) + 1
-    contiguous = stop - start == len(distinct)
-    pixels = array[start:stop] if contiguous else array.oindex[distinct]
-    return np.asarray(pixels, dtype=np.uint8)
 
 
 def _ranges(rows: npt.NDArray[np.int64], shown: int = 4) -> str:

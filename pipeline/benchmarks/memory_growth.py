@@ -1,4 +1,4 @@
-"""Peak memory of both stages as the archive grows: the largest unique set size of any process, by stage."""
+"""Peak memory of both stages as the archive grows: the largest unique set size of any process, by stage and kind."""
 
 import json
 import os
@@ -6,95 +6,71 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
-import yaml
-from safetensors.torch import save_file
 
+from pipeline.benchmarks.requirements import MEMORY_GROWTH
+from pipeline.benchmarks.synthetic_run import write_archive, write_manifest, write_pair
 from pipeline.errors import PipelineError
-from pipeline.models.architectures import load_architecture
+from pipeline.manifest import load_manifest
 
 SAMPLE_SECONDS = 0.5
 STAGES = ("precompute", "infer")
-PERTURBATION = 0.02
+DRIVER, WORKER, RAY = "driver", "worker", "Ray"
 
 
 @dataclass(slots=True)
 class _Peak:
-    unique_bytes: int = 0
-    process: str = ""
+    """Largest unique set size by kind of process, in bytes."""
+
+    unique_bytes: dict[str, int] = field(default_factory=dict)
     object_store_bytes: int = 0
-    samples: int = field(default=0)
+    samples: int = 0
 
 
 def memory_growth(images: Sequence[int], folder: Path) -> dict[str, Any]:
-    """Run ingest, precompute and infer (``t3-batch``) on synthetic archives of each size, and watch every process.
+    """Run precompute and infer (``t3-batch``) on synthetic archives of each size, and watch every process.
 
     Unique set size is what a process alone occupies; the object store's shared memory is reported apart. ``growth``
-    compares the largest archive with the smallest.
+    compares the largest process of the largest archive with that of the smallest; Ray's own processes count too. An
+    archive in ``folder`` is used again, a run is not.
     """
     if len(images) < 2:
         raise PipelineError(f"--images must be given at least twice to show growth, got {list(images)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_pair(folder)
-    rows = [_measure(count, folder / str(count)) for count in sorted(images)]
-    first, last = (max(row[stage]["unique_bytes"] for stage in STAGES) for row in (rows[0], rows[-1]))
-    result: dict[str, Any] = {"rows": rows, "growth": last / first - 1}
-    lines = [
-        f"{row['images']:>10,} images: "
-        + "; ".join(
-            f"{stage} {row[stage]['unique_bytes'] / 2**20:,.0f} MiB in {row[stage]['process']} "
-            f"(object store {row[stage]['object_store_bytes'] / 2**20:,.0f} MiB, {row[stage]['seconds']:,.0f} s)"
-            for stage in STAGES
-        )
-        for row in rows
-    ]
-    result["text"] = "\n".join([*lines, f"largest unique set size grows by {result['growth']:+.1%}"])
+    write_pair(folder)
+    rows = [_measure(count, folder) for count in sorted(images)]
+    peaks = [max(max(row[stage]["unique_bytes"].values()) for stage in STAGES) for row in rows]
+    result: dict[str, Any] = {"rows": rows, "growth": peaks[-1] / peaks[0] - 1, "required": MEMORY_GROWTH.bound}
+    growth = result["growth"]
+    lines = [_line(row, stage) for row in rows for stage in STAGES]
+    lines.append(f"largest unique set size grows by {growth:+.1%}; {MEMORY_GROWTH.text(growth)}")
+    result["text"] = "\n".join(lines)
     return result
 
 
-def _write_pair(folder: Path) -> None:
-    source = resources.files("pipeline.demo").joinpath("tiny.json")
-    (folder / "tiny.json").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-    torch.manual_seed(0)
-    state = load_architecture(str(folder / "tiny.json")).build().state_dict()
-    save_file({key: value.contiguous() for key, value in state.items()}, folder / "generalist.safetensors")
-    moved = {key: value + PERTURBATION * torch.randn_like(value) for key, value in state.items()}
-    save_file(moved, folder / "expert.safetensors")
+def _line(row: Mapping[str, Any], stage: str) -> str:
+    measured = row[stage]
+    kinds = ", ".join(f"{kind} {peak / 2**20:,.0f} MiB" for kind, peak in measured["unique_bytes"].items())
+    store = measured["object_store_bytes"] / 2**20
+    where = f"{row['images']:>10,} images, {stage}"
+    return f"{where}: {kinds} (object store {store:,.0f} MiB, {measured['seconds']:,.0f} s)"
 
 
 def _measure(count: int, folder: Path) -> dict[str, Any]:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    manifest = folder / "manifest.yaml"
-    settings = {
-        "name": f"memory-{count}",
-        "output": "run",
-        "archives": "archives",
-        "pair": {
-            "architecture": "../tiny.json",
-            "generalist": "../generalist.safetensors",
-            "expert": "../expert.safetensors",
-        },
-        "methods": ["t3-batch"],
-        "compute": {"device": "cpu"},
-        "evaluation_sets": [{"name": "cells", "source": {"kind": "synthetic", "count": count}}],
-    }
-    manifest.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    _watch(["ingest", str(manifest)])
+    path = write_manifest(folder / str(count), folder, count)
+    manifest = load_manifest(path)
+    write_archive(manifest, count)
+    shutil.rmtree(manifest.output, ignore_errors=True)
     row: dict[str, Any] = {"images": count}
     for stage in STAGES:
         start = time.monotonic()
-        peak = _watch([stage, str(manifest), "--json"])
+        peak = _watch([stage, str(path), "--json"])
         row[stage] = {
             "unique_bytes": peak.unique_bytes,
-            "process": peak.process,
             "object_store_bytes": peak.object_store_bytes,
             "memory_samples": peak.samples,
             "seconds": round(time.monotonic() - start, 1),
@@ -125,17 +101,16 @@ def _sample(root: psutil.Process, peak: _Peak, shared_before: int) -> None:
         return
     for process in processes:
         try:
-            unique, name = process.memory_full_info().uss, " ".join(process.cmdline()[:1])
+            unique, command = process.memory_full_info().uss, " ".join(process.cmdline())
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
-        if unique > peak.unique_bytes:
-            peak.unique_bytes, peak.process = unique, _label(name, driver=process.pid == root.pid)
+        kind = DRIVER if process.pid == root.pid else _kind(command)
+        peak.unique_bytes[kind] = max(peak.unique_bytes.get(kind, 0), unique)
 
 
-def _label(name: str, *, driver: bool) -> str:
-    if driver:
-        return "the driver"
-    return "a worker" if name.startswith("ray::") else Path(name.split(" ", maxsplit=1)[0]).name
+def _kind(command: str) -> str:
+    """Workers bear the name of the actor that works through items; all else below the driver is Ray's."""
+    return WORKER if command.startswith("ray::") and "MapWorker" in command else RAY
 
 
 def _shared_memory_bytes() -> int:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline.cli.options import Json, RunPath, print_json
+from pipeline.cli.options import DataRoot, Json, RunPath, print_json
 
 HELP = "What merging costs, measured side by side on this machine: without a command, every way of it in one table."
 
@@ -128,16 +128,17 @@ def bench_curve(
 @app.command("memory")
 def bench_memory(
     images: Annotated[
-        list[int] | None, typer.Option("--images", min=1, help="Archive size; repeatable, at least two.")
+        list[int] | None,
+        typer.Option("--images", min=1, help="Archive size; repeatable, at least two; else 20,000 and 1,000,000."),
     ] = None,
-    folder: Annotated[Path, typer.Option("--scratch", help="Scratch folder.")] = Path("runs/bench-memory"),
+    scratch: Annotated[Path, typer.Option("--scratch", help="Archives and runs.")] = Path("runs/bench-memory"),
+    folder: Folder = RESULTS,
     as_json: Json = False,
 ) -> None:
     """Largest unique set size of any process in precompute and infer, as the archive grows."""
     from pipeline.benchmarks.memory_growth import memory_growth
 
-    result = memory_growth(images or [20_000, 200_000], folder)
-    print_json(result) if as_json else print(result["text"])
+    _show("memory", memory_growth(images or [20_000, 1_000_000], scratch), folder, as_json=as_json)
 
 
 @app.command("sweep")
@@ -152,6 +153,40 @@ def bench_sweep(
 
     result = sweep_cost(run, turns, folder)
     print_json(result) if as_json else print(result["text"])
+
+
+@app.command("reads")
+def bench_reads(
+    images: Annotated[int, typer.Option("--images", min=1024, help="How many are read in a turn.")] = 2048,
+    size: Annotated[int, typer.Option("--size", min=16, help="Pixels a side.")] = 224,
+    pairs: Pairs = 8,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="That read at once.")] = 1,
+    data: DataRoot = None,
+    scratch: Annotated[Path, typer.Option("--scratch", help="The archive.")] = Path("runs/bench-reads"),
+    folder: Folder = RESULTS,
+    as_json: Json = False,
+) -> None:
+    """Shuffled reads of an archive against decoding the same bytes in memory, and codecs compared."""
+    from pipeline.benchmarks.read_speed import read_speed
+
+    named = data or os.environ.get("PIPELINE_DATA_ROOT")
+    result = read_speed(images, size, pairs, threads, Path(named) if named else None, scratch)
+    _show(f"reads-{size}", result, folder, as_json=as_json)
+
+
+@app.command("pipeline")
+def bench_pipeline(
+    images: Annotated[int, typer.Option("--images", min=1, help="Synthetic images of 28x28.")] = 65_536,
+    pairs: Pairs = 3,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="As compute.threads of a worker.")] = 1,
+    scratch: Annotated[Path, typer.Option("--scratch", help="The archive and its run.")] = Path("runs/bench-pipeline"),
+    folder: Folder = RESULTS,
+    as_json: Json = False,
+) -> None:
+    """Both stages, from archive to committed tables, against bare loops over images in memory."""
+    from pipeline.benchmarks.end_to_end import end_to_end
+
+    _show("pipeline", end_to_end(images, pairs, threads, scratch), folder, as_json=as_json)
 
 
 @app.command("scoring")

@@ -163,7 +163,10 @@ class Compute(Section):
         description="image towers by torch.compile, but for the exact per-sample forward; part of the numeric kind; "
         "measure it with `pipeline bench scoring`",
     )
-    read_bytes: Annotated[int, Field(ge=1 << 16)] = Field(64 << 20, description="pixels read ahead at a time")
+    read_bytes: Annotated[int, Field(ge=1 << 16)] = Field(
+        64 << 20,
+        description="pixels read ahead at a time, at most; of a window out of order, four times as many stay decoded",
+    )
 
 
 class Training(Section):

@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.archives.archive import Archive, Window
+from pipeline.archives.shards import ChunkCache
 from pipeline.manifest.schema import ROLES
 from pipeline.models.scorer import Scorer
 from pipeline.stages.context import EXACT, RunContext
@@ -28,18 +29,29 @@ from pipeline.store.ledger import Ledger
 from pipeline.store.tables import ROWS, read_table, write_table
 
 STAGE = "infer"
+# Decoded pixels that a worker keeps of a window out of order, in reads: enough for 65,536 rows of 28x28 by default.
+CACHED_READS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class WindowPlan:
     """The batches of one window, the samples (row, sample_id, label) that they refer to, and the digest of their rows.
 
-    ``samples`` is in order of address and may hold more than the batches do: images that gave no evidence.
+    ``samples`` is in order of address and may hold more than the batches do: images that gave no evidence. ``cache``
+    is what the window's slices share of decoded chunks: only in batches out of order do several slices want the same.
     """
 
     batches: pa.Table
     samples: pa.Table
     rows: str
+    cache: ChunkCache
+
+    @classmethod
+    def of(cls, batches: pa.Table, samples: pa.Table, rows: str, read_bytes: int) -> "WindowPlan":
+        """Plan with an empty cache of ``CACHED_READS`` times ``read_bytes``, or of nothing for batches in order."""
+        flat = batches["rows"].combine_chunks().flatten().to_numpy()
+        in_order = bool((flat[1:] > flat[:-1]).all())
+        return cls(batches, samples, rows, ChunkCache(0 if in_order else CACHED_READS * read_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +107,7 @@ class SliceScorer:
         batches = _batches_of(plan.batches, window, self.archive.part_rows, part)
         scored = _Scored()
         merged_before = self.scorer.segment.merges
-        for group, block, following in self._with_pixels(batches, ledger):
+        for group, block, following in self._with_pixels(batches, plan.cache, ledger):
             with ledger.phase("merge and forward"):
                 logits = self._per_sample(group, block) if self.exact else self._per_batch(group, block, following)
             scored.collect(group, block, logits)
@@ -134,7 +146,7 @@ class SliceScorer:
         return self.scorer.per_sample_logits(block.pixels, lambdas, heads, ends=ROLES, tile=self.tile)
 
     def _with_pixels(
-        self, batches: list[_Batch], ledger: Ledger
+        self, batches: list[_Batch], cache: ChunkCache, ledger: Ledger
     ) -> Iterator[tuple[list[_Batch], PixelBlock, _Batch | None]]:
         """Neighbouring batches with their pixels, one read for as many as fit in its bytes; large ones are cut.
 
@@ -142,7 +154,8 @@ class SliceScorer:
         """
         limit = rows_per_read(self.archive, self.read_bytes, self.tile)
         groups = list(_groups(batches, limit))
-        blocks = read_ahead(self.archive, (np.concatenate([batch.rows for batch in group]) for group in groups))
+        pieces = (np.concatenate([batch.rows for batch in group]) for group in groups)
+        blocks = read_ahead(self.archive, pieces, cache)
         following = [*(group[0] for group in groups[1:]), None]
         yield from zip(groups, ledger.timed("read", blocks), following[: len(groups)], strict=True)
 
@@ -282,7 +295,9 @@ class InferWorker(ScoringWorker):
         key = (name, selected.key, window.index)
         if self._cached is None or self._cached[0] != key:
             path = plan_path(self.context, name, window, selected)
-            plan = WindowPlan(read_table(path), window_samples(archive, window), covered_rows(path))
+            read_bytes = self.context.manifest.compute.read_bytes
+            samples = window_samples(archive, window)
+            plan = WindowPlan.of(read_table(path), samples, covered_rows(path), read_bytes)
             self._cached = (key, plan)
         return self._cached[1]
 

@@ -67,7 +67,8 @@ class OnlineWorker(InferWorker, PrecomputeWorker):
         batches = derive_batches(self.context, archive, window, selected, pa.concat_tables(tables))
         unmeasured = {part: found.rejects for part, found in measured.items()}
         rows = window_rows([rows_digest(found.table) for found in measured.values()])
-        return WindowPlan(batches, window_samples(archive, window), rows), unmeasured
+        read_bytes = self.context.manifest.compute.read_bytes
+        return WindowPlan.of(batches, window_samples(archive, window), rows, read_bytes), unmeasured
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Pixels of an archive, read ahead of the device in bounded pieces, unreadable rows set apart."""
 
+import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.archives.archive import Archive
+from pipeline.archives.shards import ChunkCache
 from pipeline.errors import ArchiveError, ArchiveUnavailableError
 
 Rows = NDArray[np.int64]
+# Only the first read of a part is waited for; all others happen while the images before them are scored.
+READS_PER_PART = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +26,10 @@ class PixelBlock:
     unreadable: dict[int, str]
 
 
-def read_block(archive: Archive, rows: Rows) -> PixelBlock:
+def read_block(archive: Archive, rows: Rows, cache: ChunkCache | None = None) -> PixelBlock:
     """Read ``rows``; a damaged chunk costs the rows in it, never the block (DESIGN rule 7)."""
     try:
-        return PixelBlock(rows, archive.read(rows), {})
+        return PixelBlock(rows, archive.read(rows, cache), {})
     except ArchiveUnavailableError:
         raise
     except ArchiveError:
@@ -35,12 +39,12 @@ def read_block(archive: Archive, rows: Rows) -> PixelBlock:
         return PixelBlock(rows, pixels, {i: str(reason) for i, reason in enumerate(reasons) if not mask[i]})
 
 
-def read_ahead(archive: Archive, pieces: Iterable[Rows]) -> Iterator[PixelBlock]:
+def read_ahead(archive: Archive, pieces: Iterable[Rows], cache: ChunkCache | None = None) -> Iterator[PixelBlock]:
     """Blocks of ``pieces`` in order, the next one being read in a thread while the caller uses the present one."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         pending: Future[PixelBlock] | None = None
         for rows in pieces:
-            following = pool.submit(read_block, archive, rows)
+            following = pool.submit(read_block, archive, rows, cache)
             if pending is not None:
                 yield pending.result()
             pending = following
@@ -49,6 +53,12 @@ def read_ahead(archive: Archive, pieces: Iterable[Rows]) -> Iterator[PixelBlock]
 
 
 def rows_per_read(archive: Archive, read_bytes: int, multiple: int) -> int:
-    """How many rows fit in ``read_bytes`` of pixels: a multiple of ``multiple``, at least one of it."""
+    """How many rows to read at a time: within ``read_bytes`` of pixels and a share of a part, at least ``multiple``.
+
+    A multiple of it, and of whole chunks too where they fit, so that none is decoded for two reads.
+    """
     image_bytes = archive.geometry.height * archive.geometry.width * 3
-    return max(1, read_bytes // image_bytes // multiple) * multiple
+    whole_chunks = math.lcm(multiple, archive.pixels.chunk_rows)
+    limit = min(read_bytes // image_bytes, max(archive.part_rows // READS_PER_PART, whole_chunks))
+    step = whole_chunks if whole_chunks <= limit else multiple
+    return max(1, limit // step) * step
