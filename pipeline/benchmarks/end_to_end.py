@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from pipeline.benchmarks.bars import Bar, chart
 from pipeline.benchmarks.requirements import INFER_TO_BARE_LOOP
 from pipeline.benchmarks.synthetic_run import SET_NAME, write_archive, write_manifest, write_pair
-from pipeline.benchmarks.turns import Ratio, median_ratio
+from pipeline.benchmarks.turns import Ratio, collect_turns, median_ratio
 from pipeline.drivers.infer import infer
 from pipeline.drivers.opening import open_run
 from pipeline.drivers.precompute import precompute
@@ -34,6 +35,7 @@ REFERENCES = {
     "precompute, ray": "both loop",
     "precompute, local": "both loop",
 }
+BOUNDS = {"infer, ray": INFER_TO_BARE_LOOP}
 # The first part is left out, and three more are the least that says anything.
 LEAST_PARTS = 4
 
@@ -107,7 +109,7 @@ def end_to_end(images: int, pairs: int, threads: int, folder: Path, *, part_rows
     loops = BareLoops(manifest)
     try:
         ways = _ways(manifest, loops)
-        seconds = _take_turns(ways, pairs)
+        seconds = collect_turns(ways, pairs)
     finally:
         torch.set_num_threads(threads_before)
     ratios = {name: median_ratio(seconds[other], seconds[name]) for name, other in REFERENCES.items()}
@@ -117,13 +119,18 @@ def end_to_end(images: int, pairs: int, threads: int, folder: Path, *, part_rows
         "threads": threads,
         "images_per_second": {name: 1 / statistics.median(values) for name, values in seconds.items()},
         "ratios": {name: {"to": REFERENCES[name], **ratio.as_json()} for name, ratio in ratios.items()},
-        "required": {"infer, ray": INFER_TO_BARE_LOOP.bound},
+        "required": {name: bound.bound for name, bound in BOUNDS.items()},
     }
+    bars = [
+        Bar.of_ratio(f"{name}, to {REFERENCES[name]}", ratio.as_json(), BOUNDS.get(name))
+        for name, ratio in ratios.items()
+    ]
+    result |= chart(f"{images:,} images of 28x28, end to end", "throughput over that of the bare loop", bars)
     result["text"] = _text(result, ratios)
     return result
 
 
-def _ways(manifest: Manifest, loops: BareLoops) -> dict[str, Callable[[], float]]:
+def _ways(manifest: Manifest, loops: BareLoops) -> dict[str, Callable[[int], float]]:
     """Seconds per image of one turn of each way."""
     run, threads = Path(manifest.output), manifest.compute.threads
 
@@ -139,13 +146,13 @@ def _ways(manifest: Manifest, loops: BareLoops) -> dict[str, Callable[[], float]
         return (time.perf_counter() - start) / loops.count
 
     return {
-        "infer, ray": lambda: stage("ray", "predictions", infer),
-        "merged loop": lambda: loop(loops.merged),
-        "infer, local": lambda: stage("local", "predictions", infer),
-        "plain loop": lambda: loop(loops.plain),
-        "precompute, ray": lambda: stage("ray", "evidence", precompute),
-        "both loop": lambda: loop(loops.both),
-        "precompute, local": lambda: stage("local", "evidence", precompute),
+        "infer, ray": lambda _: stage("ray", "predictions", infer),
+        "merged loop": lambda _: loop(loops.merged),
+        "infer, local": lambda _: stage("local", "predictions", infer),
+        "plain loop": lambda _: loop(loops.plain),
+        "precompute, ray": lambda _: stage("ray", "evidence", precompute),
+        "both loop": lambda _: loop(loops.both),
+        "precompute, local": lambda _: stage("local", "evidence", precompute),
     }
 
 
@@ -156,23 +163,13 @@ def _seconds_per_image(parts: Sequence[Path]) -> float:
     return float((written[-1][0] - written[0][0]) / 1e9 / images)
 
 
-def _take_turns(ways: Mapping[str, Callable[[], float]], pairs: int) -> dict[str, list[float]]:
-    """As :func:`~pipeline.benchmarks.turns.take_turns`, of ways that know what part of their time counts."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(pairs + 1):
-        order = list(ways.items())
-        for name, way in reversed(order) if turn % 2 else order:
-            seconds[name].append(way())
-    return {name: values[1:] for name, values in seconds.items()}
-
-
 def _text(result: Mapping[str, Any], ratios: Mapping[str, Ratio]) -> str:
     lines = [f"{result['images']:,} images of 28x28, {result['threads']} threads, {result['pairs']} turns"]
     for name, rate in result["images_per_second"].items():
         line = f"  {name:<18}{rate:9,.0f} images/s"
         if name in ratios:
             line += f"   {ratios[name].text()} of the {REFERENCES[name]}"
-        if name == "infer, ray":
-            line += f"; {INFER_TO_BARE_LOOP.text(ratios[name].median)}"
+        if name in BOUNDS:
+            line += f"; {BOUNDS[name].text(ratios[name].median)}"
         lines.append(line)
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from pipeline.benchmarks.bars import Bar, chart
 from pipeline.benchmarks.requirements import MEMORY_GROWTH
 from pipeline.benchmarks.synthetic_run import write_archive, write_manifest, write_pair
 from pipeline.errors import PipelineError
@@ -45,6 +46,13 @@ def memory_growth(images: Sequence[int], folder: Path) -> dict[str, Any]:
     rows = [_measure(count, folder) for count in sorted(images)]
     peaks = [max(max(row[stage]["unique_bytes"].values()) for stage in STAGES) for row in rows]
     result: dict[str, Any] = {"rows": rows, "growth": peaks[-1] / peaks[0] - 1, "required": MEMORY_GROWTH.bound}
+    bars = [
+        Bar(f"{row['images']:,} images, {stage}, {kind}", peak / 2**20)
+        for row in rows
+        for stage in STAGES
+        for kind, peak in row[stage]["unique_bytes"].items()
+    ]
+    result |= chart("Memory as the archive grows", "largest unique set size, MiB", bars)
     growth = result["growth"]
     lines = [_line(row, stage) for row in rows for stage in STAGES]
     lines.append(f"largest unique set size grows by {growth:+.1%}; {MEMORY_GROWTH.text(growth)}")

@@ -19,6 +19,7 @@ from pipeline.archives.medimeta import MedIMetaSource
 from pipeline.archives.pixels import ZSTD_LEVEL, PixelStore, choose_chunk_rows, choose_shard_rows
 from pipeline.archives.source import Source
 from pipeline.archives.synthetic import SyntheticSource
+from pipeline.benchmarks.bars import Bar, chart
 from pipeline.benchmarks.requirements import READS_TO_DECODING
 from pipeline.benchmarks.turns import Ratio, median_ratio, take_turns
 from pipeline.geometry import Geometry, image_transform, prepare_image
@@ -101,6 +102,11 @@ def read_speed(images: int, size: int, pairs: int, threads: int, data: Path | No
         "codecs": _compare_codecs(pixels[: ROWS_PER_READ * 2], store, pairs),
     }
     shutil.rmtree(store.path)
+    bars = [
+        Bar.of_ratio("archive", ratios["archive"].as_json(), READS_TO_DECODING),
+        Bar.of_ratio("zarr's own indexing", ratios["zarr"].as_json()),
+    ]
+    result |= chart(f"Shuffled reads, {size}x{size}", "throughput over that of decoding in memory", bars)
     result["text"] = _text(result, ratios)
     return result
 

@@ -1,12 +1,14 @@
 """A sweep against ``infer`` for its distinct batch plans alone, on copies of the same run, interleaved."""
 
 import shutil
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.benchmarks.bars import Bar, chart
+from pipeline.benchmarks.requirements import SWEEP_TO_INFER
+from pipeline.benchmarks.turns import median_ratio
 from pipeline.drivers.grids import Grid, expand
 from pipeline.drivers.infer import infer
 from pipeline.drivers.sweep import manifest_of, sweep
@@ -26,7 +28,6 @@ GRID = Grid(
         "tau_generalist": ("0",),
     },
 )
-MAX_RATIO = 1.2
 NAME = "bench"
 
 
@@ -39,7 +40,7 @@ def sweep_cost(run: Path, turns: int, folder: Path) -> dict[str, Any]:
     distinct (scored on any evaluation set) and is dropped. :class:`RunDirectoryError` when ``folder`` is there already.
     """
     if folder.exists():
-        raise RunDirectoryError(f"{folder}: is there already; give another --folder, or delete it")
+        raise RunDirectoryError(f"{folder}: is there already; give another --scratch, or delete it")
     original = manifest_of(run)
     _in_copy(run, folder / "first", _sweep)
     frame = evaluate_sweep(folder / "first", NAME).frame
@@ -54,20 +55,24 @@ def sweep_cost(run: Path, turns: int, folder: Path) -> dict[str, Any]:
         seconds["sweep"].append(_in_copy(run, folder / f"sweep-{turn}", _sweep))
         seconds["infer"].append(_in_copy(run, folder / f"infer-{turn}", lambda manifest: _infer(manifest, methods)))
     shutil.rmtree(folder)
+    ratios = {
+        clock: median_ratio([turn[clock] for turn in seconds["sweep"]], [turn[clock] for turn in seconds["infer"]])
+        for clock in ("wall", "cpu")
+    }
     result: dict[str, Any] = {
         "run": str(run),
         "settings": frame["key"].n_unique(),
         "distinct": len(distinct),
         "turns": turns,
         "seconds": seconds,
-        "ratio": {
-            clock: statistics.median(
-                one[clock] / other[clock] for one, other in zip(seconds["sweep"], seconds["infer"], strict=True)
-            )
-            for clock in ("wall", "cpu")
-        },
-        "required": MAX_RATIO,
+        "ratio": {clock: ratio.median for clock, ratio in ratios.items()},
+        "required": SWEEP_TO_INFER.bound,
     }
+    bars = [
+        Bar.of_ratio(f"{clock} time", ratio.as_json(), SWEEP_TO_INFER if clock == "wall" else None)
+        for clock, ratio in ratios.items()
+    ]
+    result |= chart(f"A sweep over {result['settings']} settings", "time over that of infer for distinct ones", bars)
     result["text"] = _text(result)
     return result
 
@@ -99,6 +104,6 @@ def _text(result: Mapping[str, Any]) -> str:
         [
             f"{result['run']}: {result['settings']} settings, {result['distinct']} distinct, {result['turns']} turns",
             f"  the sweep takes {ratio['wall']:.2f} of infer's time for the distinct ones ({ratio['cpu']:.2f} of its "
-            f"CPU time); at most {result['required']} is required",
+            f"CPU time); {SWEEP_TO_INFER.text(ratio['wall'])}",
         ]
     )

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from scipy.stats import binom
 
@@ -34,19 +35,28 @@ class Ratio:
 
 
 def take_turns(ways: Mapping[str, Callable[[int], object]], pairs: int, *, warm: int = 1) -> dict[str, list[float]]:
-    """Wall seconds of every way in each of ``pairs`` turns; all ways go once per turn, and every other turn backwards.
+    """Wall seconds of every way in each of ``pairs`` turns; see :func:`collect_turns`."""
+    return collect_turns({name: partial(_timed, way) for name, way in ways.items()}, pairs, warm=warm)
+
+
+def collect_turns(ways: Mapping[str, Callable[[int], float]], pairs: int, *, warm: int = 1) -> dict[str, list[float]]:
+    """What every way returns in each of ``pairs`` turns; all ways go once per turn, and every other turn backwards.
 
     A way is called with the number of its turn. The first ``warm`` turns touch pages and caches for the first time and
     are dropped.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(pairs + warm):
         order = list(ways.items())
         for name, way in reversed(order) if turn % 2 else order:
-            start = time.perf_counter()
-            way(turn)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: values[warm:] for name, values in seconds.items()}
+            found[name].append(way(turn))
+    return {name: values[warm:] for name, values in found.items()}
+
+
+def _timed(way: Callable[[int], object], turn: int) -> float:
+    start = time.perf_counter()
+    way(turn)
+    return time.perf_counter() - start
 
 
 def median_ratio(seconds: Sequence[float], reference: Sequence[float]) -> Ratio:

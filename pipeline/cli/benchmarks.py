@@ -145,14 +145,14 @@ def bench_memory(
 def bench_sweep(
     run: RunPath,
     turns: Annotated[int, typer.Option("--turns", min=1, help="Interleaved measurements of each way.")] = 3,
-    folder: Annotated[Path, typer.Option("--scratch", help="Scratch folder.")] = Path("runs/bench-sweep"),
+    scratch: Annotated[Path, typer.Option("--scratch", help="Copies of the run.")] = Path("runs/bench-sweep"),
+    folder: Folder = RESULTS,
     as_json: Json = False,
 ) -> None:
     """A sweep over 24 settings against infer for its distinct batch plans, side by side."""
     from pipeline.benchmarks.sweep_cost import sweep_cost
 
-    result = sweep_cost(run, turns, folder)
-    print_json(result) if as_json else print(result["text"])
+    _show("sweep", sweep_cost(run, turns, scratch), folder, as_json=as_json)
 
 
 @app.command("reads")
