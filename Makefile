@@ -29,9 +29,17 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The README's figures, about an hour on two cores; kept in runs/bench for `pipeline report RUN --bench runs/bench`.
 bench: $(READY)
+	$(BIN)/pipeline bench --architecture ViT-B-16
+	$(BIN)/pipeline bench --architecture ViT-B-32 --samples 64
 	$(BIN)/pipeline bench merge
+	$(BIN)/pipeline bench curve
+	$(BIN)/pipeline bench reads
+	$(BIN)/pipeline bench pipeline
 	$(BIN)/pipeline bench memory
+	$(BIN)/pipeline bench scoring
+	$(BIN)/pipeline bench scaling
 
 # What set-up made. Runs, archives and checkpoints are results: they stay.
 clean:

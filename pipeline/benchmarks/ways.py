@@ -133,13 +133,18 @@ class Workload:
         logits = np.empty((len(self.pixels), len(self.curve.biases[0])), dtype=np.float32)
         for batch, lam in enumerate(lambdas.tolist()):
             rows = plan.rows[plan.offsets[batch] : plan.offsets[batch + 1]]
-            tile = min(self.batch_size, max(len(rows), 1))
-            logits[rows] = self.scorer.merged_logits(self.pixels[rows], (1.0 - lam, lam), self.curve.at(lam), tile=tile)
-            self.counts.update(batch=1, forward=len(rows), bytes=self.pixels[rows].nbytes)
+            pixels, own = self.pixels[rows], (1.0 - lam, lam)
+            logits[rows] = self.scorer.merged_logits(pixels, own, self.curve.at(lam), tile=self.batch_size)
+            self.counts.update(batch=1, forward=self._in_tiles(len(rows)), bytes=pixels.nbytes)
         return logits
 
+    def _in_tiles(self, images: int) -> int:
+        """Images that are paid for: the last tile is filled up, as in both stages (DESIGN rule 1)."""
+        return -(-images // self.batch_size) * self.batch_size
+
     def _sources(self, pixels: NDArray[np.uint8], *, tile: int) -> list[NDArray[np.float32]]:
-        self.counts.update({"forward" if tile > 1 else "forward_alone": 2 * len(pixels), "bytes": pixels.nbytes})
+        counted = {"forward_alone": 2 * len(pixels)} if tile == 1 else {"forward": 2 * self._in_tiles(len(pixels))}
+        self.counts.update({**counted, "bytes": pixels.nbytes})
         return self.scorer.source_logits(pixels, self.heads, tile=tile)
 
     def _evidence(self, pixels: NDArray[np.uint8], *, tile: int) -> Evidence:
@@ -164,7 +169,7 @@ class Workload:
         if not self.exact:
             return self._loop(lambdas)
         own = lambdas.tolist()
-        self.counts.update(per_sample=len(own), bytes=self.pixels.nbytes)
+        self.counts.update(per_sample=self._in_tiles(len(own)), bytes=self.pixels.nbytes)
         heads = [self.curve.at(lam) for lam in own]
         return self.scorer.per_sample_logits(self.pixels, own, heads, ends=ENDS, tile=self.batch_size)
 

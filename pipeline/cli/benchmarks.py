@@ -83,8 +83,8 @@ def bench_scaling(
 
     result = scaling(
         Setting(architecture=architecture, samples=32, pairs=pairs, threads=threads),
-        samples=samples or [32, 64],
-        batch_sizes=batch_size or [4, 16],
+        samples=samples or [64],
+        batch_sizes=batch_size or [8],
         classes=classes or [2, 64],
     )
     _show(f"scaling-{_slug(architecture)}", result, folder, as_json=as_json)
@@ -177,7 +177,7 @@ def bench_reads(
 @app.command("pipeline")
 def bench_pipeline(
     images: Annotated[int, typer.Option("--images", min=1, help="Synthetic images of 28x28.")] = 65_536,
-    pairs: Pairs = 3,
+    pairs: Pairs = 6,
     threads: Annotated[int, typer.Option("--threads", min=1, help="As compute.threads of a worker.")] = 1,
     scratch: Annotated[Path, typer.Option("--scratch", help="The archive and its run.")] = Path("runs/bench-pipeline"),
     folder: Folder = RESULTS,
