@@ -1,7 +1,7 @@
 """A benchmark's figures as bars, which the report draws whatever the benchmark was."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.benchmarks.requirements import Requirement
@@ -9,7 +9,7 @@ from pipeline.benchmarks.requirements import Requirement
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One figure: its value, an interval where there is one, the bound it is held to, and what the paper reports."""
+    """One figure: its value, an interval and its confidence, the bound it is held to, and what the paper reports."""
 
     label: str
     value: float
@@ -18,14 +18,15 @@ class Bar:
     bound: float | None = None
     at_least: bool = False
     paper: float | None = None
+    confidence: float | None = None
 
     @classmethod
     def of_ratio(cls, label: str, ratio: dict[str, Any], requirement: Requirement | None = None) -> "Bar":
         """Bar of a ratio as :meth:`~pipeline.benchmarks.turns.Ratio.as_json` gives it."""
-        value, low, high = ratio["ratio"], ratio["low"], ratio["high"]
+        bar = cls(label, ratio["ratio"], ratio["low"], ratio["high"], confidence=ratio["confidence"])
         if requirement is None:
-            return cls(label, value, low, high)
-        return cls(label, value, low, high, requirement.bound, requirement.at_least, requirement.paper)
+            return bar
+        return replace(bar, bound=requirement.bound, at_least=requirement.at_least, paper=requirement.paper)
 
 
 def chart(title: str, unit: str, bars: Sequence[Bar]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.benchmarks.bars import Bar, chart
-from pipeline.benchmarks.random_pair import random_pair
+from pipeline.benchmarks.random_pair import random_pair, short_name
 from pipeline.benchmarks.requirements import CURVE_LOGIT_ERROR
 from pipeline.benchmarks.ways import class_names, head_source
 from pipeline.coefficients.evidence import EXPERT, GENERALIST
@@ -65,7 +65,9 @@ def curve_error(
         }
     tried = zip(result.get("lambdas", ()), result.get("errors", ()), strict=True)
     bars = [Bar(f"λ = {lam:.3f}", error, bound=CURVE_LOGIT_ERROR.bound) for lam, error in tried]
-    result |= chart(f"Class embeddings of {architecture} from their curve", "largest change of any logit", bars)
+    result |= chart(
+        f"Class embeddings of {short_name(architecture)} from their curve", "largest change of any logit", bars
+    )
     result["text"] = _text(result)
     return result
 

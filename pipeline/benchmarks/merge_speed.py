@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.benchmarks.bars import Bar, chart
-from pipeline.benchmarks.random_pair import perturbed, random_pair
+from pipeline.benchmarks.random_pair import perturbed, random_pair, short_name
 from pipeline.benchmarks.requirements import MERGE_TO_LOOP, MERGE_TO_MEMORY_PASS, THREE_SOURCES
 from pipeline.benchmarks.turns import median_ratio, take_turns
 from pipeline.merging.distances import IMAGE_SIDE
@@ -74,7 +74,7 @@ def merge_speed(architecture: str, pairs: int, threads: int) -> dict[str, Any]:
         "required": {**{name: bound.bound for name, bound in BOUNDS.items()}, THREE: THREE_SOURCES.bound},
     }
     bars = [Bar.of_ratio(name, ratio, BOUNDS.get(name)) for name, ratio in result["ratios"].items()]
-    result |= chart(f"A merge of {architecture}", "time over that of the other", bars)
+    result |= chart(f"A merge of {short_name(architecture)}", "time over that of the other", bars)
     result["text"] = _text(result)
     return result
 

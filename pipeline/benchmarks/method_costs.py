@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from pipeline.benchmarks.bars import Bar, chart
 from pipeline.benchmarks.peak_memory import peak_growth
+from pipeline.benchmarks.random_pair import short_name
 from pipeline.benchmarks.requirements import METHOD_RATIOS
-from pipeline.benchmarks.turns import median_ratio, take_turns
+from pipeline.benchmarks.turns import interval_name, median_ratio, take_turns
 from pipeline.benchmarks.ways import PLAIN, Way, Workload
 from pipeline.costs import CostModel, fit_costs
 from pipeline.progress import work_progress
@@ -82,7 +83,8 @@ def method_costs(setting: Setting) -> dict[str, Any]:
         "cost_model": dict(_fit(measured.values()).seconds),
     }
     bars = [Bar.of_ratio(row["name"], row, METHOD_RATIOS.get(row["name"])) for row in rows]
-    title = f"Price of one plain {setting.architecture}: {setting.samples} images in batches of {setting.batch_size}"
+    images = f"{setting.samples} images in batches of {setting.batch_size}"
+    title = f"Price of one plain {short_name(setting.architecture)}: {images}"
     result |= chart(title, "time over that of one plain model", bars)
     result["text"] = _text(result)
     return result
@@ -160,7 +162,7 @@ def _text(result: Mapping[str, Any]) -> str:
     lines = [
         f"{result['architecture']}, {result['samples']} images in batches of {result['batch_size']}, "
         f"{result['classes']} classes, {result['precision']}, {result['pairs']} turns; ratios to one plain model, "
-        "95 % interval",
+        f"{interval_name(result['rows'][0]['confidence'])}",
         f"  {'':<18}{'ratio':>8} {'interval':>17} {'seconds':>9} {'predicted':>10} {'images':>7} {'merges':>7} "
         f"{'moved MB':>9} {'peak MB':>8}   required (paper)",
     ]

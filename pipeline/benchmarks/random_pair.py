@@ -1,6 +1,7 @@
 """A generalist with random weights and an expert that is a perturbation of it: what merging costs needs no training."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,6 +30,11 @@ def random_pair(architecture: str, *, seed: int = 0, classes: int | None = None)
         digests={name: digest_weights(state) for name, state in states.items()},
         preprocessing=shape.preprocessing(model),
     )
+
+
+def short_name(architecture: str) -> str:
+    """Name of an architecture for a title: a JSON file's without its folder."""
+    return Path(architecture).stem if architecture.endswith(".json") else architecture
 
 
 def perturbed(state: Mapping[str, Tensor], scale: float = PERTURBATION) -> dict[str, Tensor]:

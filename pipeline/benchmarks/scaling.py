@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.benchmarks.bars import Bar, chart
 from pipeline.benchmarks.method_costs import Setting, method_costs
+from pipeline.benchmarks.random_pair import short_name
 
 SHOWN = ("t3-batch", "t3-batch-online", "t3", "t3-online", "t3-loop-online")
 BARS = ("t3-batch", "t3")
@@ -43,7 +44,7 @@ def scaling(
         for row in point["rows"]
         if row["name"] == name
     ]
-    result |= chart(f"{setting.architecture}, one thing changed", "time over that of one plain model", bars)
+    result |= chart(f"{short_name(setting.architecture)}, one thing changed", "time over that of one plain model", bars)
     result["text"] = _text(result)
     return result
 

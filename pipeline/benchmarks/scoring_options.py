@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.benchmarks.bars import Bar, chart
-from pipeline.benchmarks.random_pair import random_pair
+from pipeline.benchmarks.random_pair import random_pair, short_name
 from pipeline.benchmarks.turns import median_ratio, take_turns
 from pipeline.errors import NumericKindError
 from pipeline.models.class_embeddings import ClassHead
@@ -97,7 +97,9 @@ def scoring_options(
         ],
     }
     bars = [Bar.of_ratio(row["name"], row) for row in result["rows"]]
-    result |= chart(f"One {architecture} with the scorer's options", "time over that of fp32 without options", bars)
+    result |= chart(
+        f"One {short_name(architecture)} with the scorer's options", "time over that of fp32 without options", bars
+    )
     result["text"] = _text(result)
     return result
 

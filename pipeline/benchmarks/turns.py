@@ -34,6 +34,13 @@ class Ratio:
         return f"{self.median:.3g} ({self.low:.3g} to {self.high:.3g})"
 
 
+def interval_name(confidence: float) -> str:
+    """What to call the interval of a :class:`Ratio` with this ``confidence``."""
+    if confidence >= CONFIDENCE:
+        return f"{CONFIDENCE * 100:.0f} % interval"
+    return f"smallest and largest of the turns, which are too few for a {CONFIDENCE * 100:.0f} % interval"
+
+
 def take_turns(ways: Mapping[str, Callable[[int], object]], pairs: int, *, warm: int = 1) -> dict[str, list[float]]:
     """Wall seconds of every way in each of ``pairs`` turns; see :func:`collect_turns`."""
     return collect_turns({name: partial(_timed, way) for name, way in ways.items()}, pairs, warm=warm)

@@ -15,6 +15,7 @@ from pipeline.results.report.places import sentences
 BAR_INCHES, MARGIN_INCHES = 0.24, 0.75
 # Beyond this, small values would have no length on a linear axis.
 LOGARITHMIC = 20.0
+CONFIDENCE = 0.95
 SCHEMA = {
     "label": pl.String,
     "value": pl.Float64,
@@ -23,6 +24,7 @@ SCHEMA = {
     "bound": pl.Float64,
     "at_least": pl.Boolean,
     "paper": pl.Float64,
+    "confidence": pl.Float64,
 }
 
 
@@ -56,8 +58,8 @@ def _figure(path: Path, result: Mapping[str, Any]) -> Figure:
         id=name,
         title=result["title"],
         caption=sentences(
-            f"{result['unit']}.",
-            "Whiskers: 95 % interval." if data["low"].null_count() < len(data) else "",
+            f"{result['unit'][:1].upper()}{result['unit'][1:]}.",
+            _whiskers(data),
             "A bar across marks the bound that a figure is held to." if has_bound else "",
             "A diamond is what the T³ paper reports, on another machine." if has_paper else "",
             f"{result['command']}, {result['date']}, {machine.get('processor')}, {cores}.",
@@ -68,9 +70,24 @@ def _figure(path: Path, result: Mapping[str, Any]) -> Figure:
     )
 
 
+def _whiskers(data: pl.DataFrame) -> str:
+    """What the whiskers are: too few turns give no 95 % interval (:func:`pipeline.benchmarks.turns.median_ratio`)."""
+    with_whiskers = data.filter(pl.col("low").is_not_null())
+    if with_whiskers.is_empty():
+        return ""
+    if (with_whiskers["confidence"].fill_null(0.0) >= CONFIDENCE).all():
+        return "Whiskers: 95 % interval."
+    return "Whiskers: smallest and largest of the turns, which are too few for a 95 % interval."
+
+
 def _paint(figure: Any, unit: str, data: pl.DataFrame) -> None:
     axes = figure.add_subplot()
-    shown = [value for name in ("value", "bound", "paper") for value in data[name].drop_nulls().to_list() if value > 0]
+    shown = [
+        value
+        for name in ("value", "high", "bound", "paper")
+        for value in data[name].drop_nulls().to_list()
+        if value > 0
+    ]
     logarithmic = bool(shown) and max(shown) > LOGARITHMIC * min(shown)
     start = min(shown) / 2 if logarithmic else 0.0
     for place, bar in enumerate(data.iter_rows(named=True)):
@@ -90,6 +107,9 @@ def _paint(figure: Any, unit: str, data: pl.DataFrame) -> None:
     axes.set(ylim=(len(data) - 0.4, -0.6), xlabel=unit)
     if logarithmic:
         axes.set_xscale("log")
+        # The usual labels are powers in markup, which figures do not parse.
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter("")
     if shown:
         axes.set_xlim(start, max(shown) * (3.0 if logarithmic else 1.2))
     open_axes(axes)

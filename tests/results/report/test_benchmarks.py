@@ -8,6 +8,7 @@ import pytest
 from pipeline.benchmarks.bars import Bar, chart
 from pipeline.benchmarks.machine import keep_result
 from pipeline.benchmarks.requirements import METHOD_RATIOS
+from pipeline.benchmarks.turns import median_ratio
 from pipeline.errors import RunDirectoryError
 from pipeline.results.report import write_report
 from pipeline.results.report.benchmarks import benchmark_figures
@@ -35,6 +36,23 @@ def test_every_result_is_a_figure_with_bounds_in_words(kept: Path) -> None:
     assert "T³ paper" not in reads.caption
     # Labels are text, not markup.
     assert "a &lt;b&gt; row" in methods.svg
+
+
+def test_too_few_turns_are_not_called_a_95_percent_interval(tmp_path: Path) -> None:
+    few = median_ratio([1.0, 2.0, 3.0], [1.0, 1.0, 1.0]).as_json()
+    keep_result("few", chart("Few", "u", [Bar("plain", 1.0), Bar.of_ratio("t3", few)]), tmp_path)
+    caption = benchmark_figures(tmp_path)[0].caption
+    assert "Whiskers: smallest and largest of the turns, which are too few" in caption
+
+
+def test_whiskers_end_inside_and_logarithmic_axes_have_plain_numbers(tmp_path: Path) -> None:
+    keep_result("wide", chart("Wide", "u", [Bar("a", 1.0), Bar("b", 2.0, 1.0, 12.0)]), tmp_path)
+    keep_result("log", chart("Log", "u", [Bar("a", 0.02), Bar("b", 30.0)]), tmp_path)
+    log, wide = (figure.svg for figure in benchmark_figures(tmp_path))
+    assert "mathdefault" not in log
+    assert re.search(r">\s*0\.1\s*<", log)
+    # The axis reaches as far as the whisker, which is six times as long as the longest bar.
+    assert re.search(r">\s*12\s*<", wide)
 
 
 def test_the_machine_and_the_command_stand_below(kept: Path) -> None:
