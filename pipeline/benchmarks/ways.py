@@ -111,13 +111,15 @@ class Workload:
         soup = arrival(rows, half, batch_size=size, first_address=0)
         dawin = RULES["dawin"](self._evidence_quietly()).lam
         own, curve = 2 if self.exact else 3, self.curve_forwards
+        # Both ends and what is merged; on a GPU also what is merged ahead.
+        ahead = 4 if self.device.type == "cuda" else 3
         found = [
             Way(PLAIN, lambda: self._at(soup, np.zeros_like(soup.lam)), 1, 1),
             Way("ensemble", self._ensemble, 2, 2),
             Way("soup", lambda: self._at(soup, soup.lam), 1, 1),
             Way("dawin", lambda: self._own(dawin), own, curve),
-            Way("t3-batch", lambda: self._at(cached, cached.lam), 3, curve),
-            Way("t3-batch-online", self._batch_online, 3, curve),
+            Way("t3-batch", lambda: self._at(cached, cached.lam), ahead, curve),
+            Way("t3-batch-online", self._batch_online, ahead, curve),
             Way("t3-loop", lambda: self._loop(lambdas), 3, curve),
             Way("t3-loop-online", self._loop_online, 3, curve),
             Way("t3", lambda: self._own(lambdas), own, curve),
@@ -125,16 +127,17 @@ class Workload:
         ]
         for tolerance in tolerances:
             plan = within_tolerance(rows, lambdas, tolerance=tolerance)
-            found.append(Way(f"t3-lambda@{tolerance:g}", partial(self._at, plan, plan.lam), 3, curve))
+            found.append(Way(f"t3-lambda@{tolerance:g}", partial(self._at, plan, plan.lam), ahead, curve))
         return {way.name: way for way in found}
 
     def _at(self, plan: BatchPlan, lambdas: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits by one merge for each batch of a plan, with ``lambdas`` [B] in place of its own."""
         logits = np.empty((len(self.pixels), len(self.curve.biases[0])), dtype=np.float32)
-        for batch, lam in enumerate(lambdas.tolist()):
+        weights = [(1.0 - lam, lam) for lam in lambdas.tolist()]
+        for batch, (own, following) in enumerate(zip(weights, [*weights[1:], None], strict=True)):
             rows = plan.rows[plan.offsets[batch] : plan.offsets[batch + 1]]
-            pixels, own = self.pixels[rows], (1.0 - lam, lam)
-            logits[rows] = self.scorer.merged_logits(pixels, own, self.curve.at(lam), tile=self.batch_size)
+            pixels, head = self.pixels[rows], self.curve.at(own[1])
+            logits[rows] = self.scorer.merged_logits(pixels, own, head, tile=self.batch_size, following=following)
             self.counts.update(batch=1, forward=self._in_tiles(len(rows)), bytes=pixels.nbytes)
         return logits
 
