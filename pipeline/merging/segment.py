@@ -137,6 +137,12 @@ class Segment[Module: nn.Module]:
         passes = (self._count if ends is None else ends) + 1
         return sum(passes * flat.ends[0].numel() * flat.ends[0].element_size() for flat in self._flats)
 
+    def storages(self) -> dict[int, int]:
+        """Bytes, by address, of all that holds weights: ends, merged buffers, and tensors that the ends share."""
+        modules = [*self.ends, *(merged.module for merged in self._merged)]
+        held = (tensor.untyped_storage() for module in modules for tensor in module.state_dict().values())
+        return {storage.data_ptr(): storage.nbytes() for storage in held}
+
     def _checked(self, weights: Sequence[float]) -> tuple[float, ...]:
         wanted = tuple(float(weight) for weight in weights)
         if len(wanted) != self._count or not all(w >= 0 for w in wanted) or abs(sum(wanted) - 1) > SUM_TOLERANCE:

@@ -15,7 +15,7 @@ def plan_tables(plan: Mapping[str, Any]) -> Iterator[RenderableType]:
     """What to print, in order; see :mod:`pipeline.drivers.plan` for what ``plan`` holds. Fits into 100 columns."""
     yield Text(
         f"{plan['manifest']}: {plan['images']:,} images, {plan['device']}, {plan['precision']}, tile {plan['tile']}, "
-        f"{plan['threads']} threads a worker; in {plan['run']}"
+        f"{plan['threads']} thread{'s' * (plan['threads'] > 1)} a worker; in {plan['run']}"
     )
     yield _stages(plan)
     if plan["tolerance"]:

@@ -49,9 +49,14 @@ class WindowPlan:
     @classmethod
     def of(cls, batches: pa.Table, samples: pa.Table, rows: str, read_bytes: int) -> "WindowPlan":
         """Plan with an empty cache of ``CACHED_READS`` times ``read_bytes``, or of nothing for batches in order."""
-        flat = batches["rows"].combine_chunks().flatten().to_numpy()
-        in_order = bool((flat[1:] > flat[:-1]).all())
-        return cls(batches, samples, rows, ChunkCache(0 if in_order else CACHED_READS * read_bytes))
+        return cls(batches, samples, rows, ChunkCache(cached_bytes(batches, read_bytes)))
+
+
+def cached_bytes(batches: pa.Table, read_bytes: int) -> int:
+    """Decoded pixels that a worker keeps of a window with these ``batches``: none where they are in order."""
+    flat = batches["rows"].combine_chunks().flatten().to_numpy()
+    in_order = bool((flat[1:] > flat[:-1]).all())
+    return 0 if in_order else CACHED_READS * read_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+import torch
+
 from pipeline.errors import StaleCacheError
 from pipeline.manifest.schema import Manifest
 from pipeline.models.architectures import AnyArchitecture, load_architecture
@@ -22,19 +24,12 @@ class ScoringWorker:
     def __init__(self, context: RunContext) -> None:
         return_large_blocks()
         self.context = context
-        compute = context.manifest.compute
-        self.device = choose_device(compute.device)
+        self.device = choose_device(context.manifest.compute.device)
         require_kind(kind_for_settings(**context.manifest.kind_settings), context.kind, where="worker")
         self.models = load_manifest_models(context.manifest)
         if identify(self.models) != context.models:
             raise StaleCacheError("models: a checkpoint changed while the run was under way; run the stage again")
-        self.scorer = Scorer(
-            self.models,
-            device=self.device,
-            precision=context.manifest.precision,
-            memory_format=compute.memory_format,
-            compiled=compute.compile,
-        )
+        self.scorer = make_scorer(context.manifest, self.models, self.device)
         self._heads: dict[str, tuple[Heads, HeadSource | None]] = {}
 
     def heads(self, evaluation_set: str) -> Heads:
@@ -60,6 +55,17 @@ def book_images(ledger: Ledger, scorer: Scorer) -> None:
     ):
         ledger.per_model[name].update(Counter(counts))
         counts.update(dict.fromkeys(counts, 0))
+
+
+def make_scorer(manifest: Manifest, models: SourceModels, device: torch.device) -> Scorer:
+    """Scorer of a run's models with all that its manifest says of scoring."""
+    return Scorer(
+        models,
+        device=device,
+        precision=manifest.precision,
+        memory_format=manifest.compute.memory_format,
+        compiled=manifest.compute.compile,
+    )
 
 
 def load_manifest_models(manifest: Manifest) -> SourceModels:

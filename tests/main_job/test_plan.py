@@ -1,6 +1,8 @@
 """A plan says before the night what its ledger, its folders and its batches then are."""
 
 import json
+import os
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,14 +16,19 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.archives.archive import Archive
+from pipeline.archives.shards import ChunkCache
 from pipeline.drivers.ingest import ingest
 from pipeline.drivers.plan import plan
 from pipeline.drivers.planning.batches import WIDEST_GAP, imagine_lambdas
+from pipeline.drivers.planning.decoding import WindowReader
 from pipeline.drivers.planning.elapsed import Seconds, bottleneck, makespan
 from pipeline.drivers.planning.peak_memory import PeakMemory
 from pipeline.engines.local import LocalEngine
 from pipeline.errors import StaleCacheError
 from pipeline.manifest import Manifest
+from pipeline.models.scorer import Scorer
+from pipeline.models.sources import SourceModels
 from pipeline.results.plan_tables import duration, plan_tables, size
 from pipeline.stages.selection import select_methods
 from tests.main_job.conftest import CommandLine
@@ -309,6 +316,70 @@ def test_more_workers_than_parts_do_not_help_and_it_is_said(finished: Manifest, 
     assert times["5"]["seconds"] < times["1"]["seconds"]
     assert any("50 workers are more than there are parts" in note for note in planned["notes"])
     assert any("cores of their own" in note for note in planned["notes"])
+
+
+def test_fewer_workers_than_parts_are_not_called_too_many(finished: Manifest, tmp_path: Path, pair: Path) -> None:
+    planned = quick(study(tmp_path, pair, Path(finished.archives)), workers=[4])
+    assert not stages(planned)["generalist"]["parallel"], "the driver alone copies what evidence holds"
+    assert not any("more than there are parts" in note for note in planned["notes"])
+
+
+@pytest.mark.parametrize("room_chunks", [0, 2, 5])
+def test_images_decoded_are_counted_as_the_reader_decodes_them(archives: Path, room_chunks: int) -> None:
+    archive = Archive.open(archives / "cells")
+    chunk_rows = archive.pixels.chunk_rows
+    room = room_chunks * chunk_rows * archive.geometry.height * archive.geometry.width * 3
+    reader, cache = WindowReader(archive, room), ChunkCache(room)
+    rows = np.concatenate([archive.samples(part)["row"].to_numpy() for part in range(archive.parts)])
+    for block in np.array_split(np.random.default_rng(0).permutation(rows), 6):
+        before = cache.decoded
+        archive.read(block, cache)
+        assert reader.decode(block) == (cache.decoded - before) * chunk_rows
+
+
+def test_a_worker_keeps_decoded_pixels_only_for_rows_out_of_order(
+    finished: Manifest, tmp_path: Path, pair: Path
+) -> None:
+    held = {
+        method: quick(study(tmp_path / method, pair, Path(finished.archives), methods=[method]))["memory"]["pixels"]
+        for method in ("t3-batch", "t3-lambda")
+    }
+    assert held["t3-lambda"] - held["t3-batch"] == 256 * 28 * 28 * 3, "all pixels of the largest window"
+
+
+def test_forwards_are_measured_as_the_manifest_has_them_made(
+    finished: Manifest, tmp_path: Path, pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+
+    def scorer(models: SourceModels, **settings: Any) -> Scorer:
+        made.append(settings)
+        return Scorer(models, **settings)
+
+    monkeypatch.setattr("pipeline.stages.scoring_worker.Scorer", scorer)
+    quick(study(tmp_path, pair, Path(finished.archives), compute={"memory_format": "channels_last"}))
+    assert [settings["memory_format"] for settings in made] == ["channels_last"]
+
+
+def test_a_plan_that_is_terminated_leaves_nothing_behind(
+    finished: Manifest, tmp_path: Path, pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = study(tmp_path, pair, Path(finished.archives))
+    before = files_below(tmp_path)
+    seen: list[Path] = []
+
+    def end(*_: object) -> None:
+        seen.extend(tmp_path.glob(".tmp-plan-*"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("pipeline.drivers.plan.measure_heads", end)
+    with pytest.raises(SystemExit) as ended:
+        quick(manifest)
+    assert (ended.value.code, len(seen)) == (128 + signal.SIGTERM, 1)
+    assert files_below(tmp_path) == before
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_weights_made_from_another_checkpoint_are_refused(tmp_path: Path, finished: Manifest, pair: Path) -> None:

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from pipeline.archives.archive import Window
 from pipeline.drivers.planning.batches import BatchPlans
-from pipeline.drivers.planning.calibration import decoded_rows
+from pipeline.drivers.planning.decoding import WindowReader
 from pipeline.drivers.planning.subjects import Subject
 from pipeline.manifest.schema import ROLES
 from pipeline.stages.context import EXACT, RunContext
 from pipeline.stages.grid import grid_lambdas
-from pipeline.stages.infer import slice_fingerprints, tile_of
+from pipeline.stages.infer import cached_bytes, slice_fingerprints, tile_of
 from pipeline.stages.plan import covered_rows, slice_of_each_batch, window_rows
 from pipeline.stages.reading import rows_per_read
 from pipeline.stages.selection import Selected
@@ -168,13 +168,23 @@ def _slices(
     batches = plans.batches(subject, window, selected)
     slices = slice_of_each_batch(batches["size"].to_numpy(), window, subject.archive.part_rows)
     done = _committed_slices(context, plans, subject, window, selected)
+    # What is left starts with nothing decoded, whatever was kept for those slices that are done.
+    room = cached_bytes(batches, context.manifest.compute.read_bytes)
+    readers = {is_done: WindowReader(subject.archive, room) for is_done in (False, True)}
     for part in window.part_numbers:
         chosen = batches.filter(pa.array(slices == part)).sort_by([("lambda", "ascending"), ("batch", "ascending")])
-        yield _slice_item(context, subject, part, selected, chosen, done=part in done)
+        yield _slice_item(context, subject, part, selected, chosen, readers[part in done], done=part in done)
 
 
 def _slice_item(
-    context: RunContext, subject: Subject, part: int, selected: Selected, batches: pa.Table, *, done: bool
+    context: RunContext,
+    subject: Subject,
+    part: int,
+    selected: Selected,
+    batches: pa.Table,
+    reader: WindowReader,
+    *,
+    done: bool,
 ) -> Item:
     tile, sizes = tile_of(context, selected), batches["size"].to_numpy().astype(np.int64)
     exact = context.implementation(selected) == EXACT
@@ -191,7 +201,7 @@ def _slice_item(
         calls=int(calls.sum()),
         forward_images=len(ROLES) * images if exact else images,
         tile=tile,
-        decoded=sum(decoded_rows(subject.archive, block) for block in np.split(rows, cuts)),
+        decoded=sum(reader.decode(block) for block in np.split(rows, cuts)),
         blocks=len(cuts) + 1 if images else 0,
         batches=len(sizes),
         weights=np.empty((0, len(context.sources))) if exact else _weights(context, batches, lambdas),

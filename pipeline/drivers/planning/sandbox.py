@@ -1,7 +1,10 @@
 """A folder that stands for the run while its costs are measured: real archives by link, all else made in it."""
 
 import os
+import signal
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +13,7 @@ from pathlib import Path
 
 from pipeline.archives.archive import Archive, create_or_open
 from pipeline.archives.ingest import append_segment, write_part
-from pipeline.archives.source import FirstImages, Source
+from pipeline.archives.source import FirstImages, Source, SourceImage
 from pipeline.drivers.planning.subjects import Subject
 from pipeline.geometry import image_transform, prepare_image
 from pipeline.stages.context import RunContext
@@ -48,9 +51,8 @@ def open_sandbox(
     context: RunContext, subjects: Sequence[Subject], seconds: float, report: Callable[[str], None]
 ) -> Iterator[Sandbox]:
     """Make the folder on the run's own disk, where it may be written to, and remove it in the end."""
-    with tempfile.TemporaryDirectory(
-        prefix=f"{TEMPORARY_PREFIX}plan-", dir=_near(Path(context.manifest.output))
-    ) as made:
+    near = _near(Path(context.manifest.output))
+    with _terminated_as_exit(), tempfile.TemporaryDirectory(prefix=f"{TEMPORARY_PREFIX}plan-", dir=near) as made:
         root, archives, ingest = Path(made), {}, {}
         (root / "archives").mkdir()
         new = [subject for subject in subjects if subject.unwritten]
@@ -73,6 +75,19 @@ def open_sandbox(
         yield Sandbox(root, replace(context, manifest=manifest), archives, ingest, representatives)
 
 
+@contextmanager
+def _terminated_as_exit() -> Iterator[None]:
+    """Let SIGTERM, by which schedulers and ``timeout`` end a process, leave through ``finally`` as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _representatives(context: RunContext, subjects: Sequence[Subject], archives: dict[str, Archive]) -> dict[str, str]:
     """For each set the first one with its class names and with images: heads and tables are alike."""
     first: dict[tuple[str, ...], str] = {}
@@ -86,9 +101,9 @@ def _try_ingest(subject: Subject, path: Path, seconds: float) -> tuple[Archive, 
     """Store the first images of the first source that is not stored yet, through the normal writer."""
     position, _ = subject.archive.segment_of(min(subject.unwritten))
     source = subject.sources[position]
-    decode = _decoding(subject, source)
-    limit = min(len(source), subject.archive.part_rows)
-    images = min(limit, ENOUGH_IMAGES, max(FEW_IMAGES, int(seconds / 3 / max(decode, 1e-9))))
+    limit = min(len(source), subject.archive.part_rows, ENOUGH_IMAGES)
+    decode = _decoding(subject, source, limit, seconds / 3)
+    images = min(limit, max(FEW_IMAGES, int(seconds / 3 / max(decode, 1e-9))))
     archive = create_or_open(
         path,
         class_names=subject.archive.class_names,
@@ -103,14 +118,23 @@ def _try_ingest(subject: Subject, path: Path, seconds: float) -> tuple[Archive, 
     return archive, IngestPrice(decode, store, folder_bytes(path) / images, images)
 
 
-def _decoding(subject: Subject, source: Source) -> float:
-    images = min(FEW_IMAGES, len(source))
+def _decoding(subject: Subject, source: Source, limit: int, seconds: float) -> float:
+    """Seconds per image, once one was read that opened files and loaded libraries."""
     transform = image_transform(subject.archive.geometry)
-    start = time.perf_counter()
-    for item in source.read(0, images):
+
+    def prepare(item: SourceImage) -> None:
         if item.image is not None:
             prepare_image(item.image, transform)
-    return (time.perf_counter() - start) / images
+
+    for item in source.read(0, 1):
+        prepare(item)
+    count, start = 0, time.perf_counter()
+    for item in source.read(0, limit):
+        prepare(item)
+        count += 1
+        if count >= FEW_IMAGES and time.perf_counter() - start >= seconds:
+            break
+    return (time.perf_counter() - start) / count
 
 
 def folder_bytes(path: Path) -> int:

@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.archives.archive import Archive
-from pipeline.drivers.planning.calibration import DevicePrices
 from pipeline.drivers.planning.counts import Item, evidence_items, method_items
 from pipeline.drivers.planning.sandbox import folder_bytes
 from pipeline.drivers.planning.stages import Files
@@ -12,7 +10,7 @@ from pipeline.drivers.planning.subjects import Subject
 from pipeline.drivers.planning.work import RunPlan
 from pipeline.models.scorer import Scorer
 from pipeline.models.sources import SourceModels
-from pipeline.stages.context import RunContext
+from pipeline.stages.infer import cached_bytes
 from pipeline.stages.precompute import STAGE
 from pipeline.stages.reading import rows_per_read
 
@@ -59,30 +57,32 @@ def _sizes(items: Sequence[Item], files: Files) -> tuple[float, float]:
 
 
 def worker_memory(
-    context: RunContext,
-    models: SourceModels,
-    scorer: Scorer,
-    subjects: Sequence[Subject],
-    prices: DevicePrices,
-    *,
-    on_gpu: bool,
+    planned: RunPlan, models: SourceModels, scorer: Scorer, *, on_gpu: bool
 ) -> tuple[dict[str, int], dict[str, int] | None]:
     """Bytes of one worker beside Python and its libraries, and those on its GPU where it has one.
 
     ``models`` are the states as loaded and the module they share, and with them, or on the GPU, the ends and merged
-    weights of the image towers.
+    weights of the image towers. ``pixels`` are those in use, read ahead, and kept decoded for rows out of order.
     """
     states = [*models.states.values(), models.model.state_dict()]
     loaded = sum(value.numel() * value.element_size() for state in states for value in state.values())
-    pixels = {"pixels": max(_pixels(context, subject.archive, subject) for subject in subjects)}
-    scoring = {"models": scorer.segment.bytes_per_merge(), "activations": prices.activations}
+    # On a CPU, tensors that the sources share stay where they were loaded.
+    known = {value.untyped_storage().data_ptr() for state in states for value in state.values()}
+    laid_out = sum(size for address, size in scorer.segment.storages().items() if address not in known)
+    pixels = {"pixels": max(_pixels(planned, subject) for subject in planned.subjects)}
+    scoring = {"models": laid_out, "activations": planned.pricing.device.activations}
     if on_gpu:
         return {"models": loaded, **pixels}, scoring
     return {**scoring, "models": loaded + scoring["models"], **pixels}, None
 
 
-def _pixels(context: RunContext, archive: Archive, subject: Subject) -> int:
-    compute = context.manifest.compute
+def _pixels(planned: RunPlan, subject: Subject) -> int:
+    archive, compute = subject.archive, planned.context.manifest.compute
+    image_bytes = archive.geometry.height * archive.geometry.width * 3
     limit = rows_per_read(archive, compute.read_bytes, compute.tile)
     largest = max(subject.images(part) for part in range(archive.parts))
-    return min(BLOCKS_HELD * limit, largest) * archive.geometry.height * archive.geometry.width * 3
+    window = planned.context.windows(archive)[0]
+    plans = [planned.plans.batches(subject, window, item) for item in planned.inferred if item.grouping is not None]
+    kept = max((cached_bytes(batches, compute.read_bytes) for batches in plans), default=0)
+    of_window = sum(subject.images(part) for part in window.part_numbers)
+    return min(BLOCKS_HELD * limit, largest) * image_bytes + min(kept, of_window * image_bytes)

@@ -64,7 +64,8 @@ def _limits(stages: Sequence[Mapping[str, Any]], workers: Sequence[int]) -> list
     short = [
         f"{stage['method'] or stage['stage']} {stage['left']['parts']}"
         for stage in stages
-        if stage["left"]["images"]
+        if stage["parallel"]
+        and stage["left"]["images"]
         and 0 < stage["left"]["times"][str(most)]["workers"] < most
         and stage["left"]["parts"] > 1
     ]
@@ -79,7 +80,7 @@ def _machine(planned: RunPlan, workers: Sequence[int], memory: int, *, on_gpu: b
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not on_gpu and cores < most * compute.threads:
         notes.append(
-            f"this machine has {cores} cores, fewer than {most} workers of {compute.threads} threads: "
+            f"this machine has {cores} cores, fewer than {most} workers x {compute.threads} threads: "
             "times suppose workers with cores of their own"
         )
     available = psutil.virtual_memory().total
@@ -87,5 +88,6 @@ def _machine(planned: RunPlan, workers: Sequence[int], memory: int, *, on_gpu: b
         notes.append(f"{most} workers need {memory * most / 1e9:.1f} GB, this machine has {available / 1e9:.1f} GB")
     if on_gpu:
         notes.append("times suppose a GPU like this one for every worker")
-    notes.append("not in the times: starting Python and Ray, some seconds for each command")
+    compiling = ", and compiling the towers in every worker" * compute.compile
+    notes.append(f"not in the times: starting Python and Ray, some seconds for each command{compiling}")
     return notes
