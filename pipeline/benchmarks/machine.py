@@ -3,6 +3,7 @@
 import platform
 import shlex
 import sys
+import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,9 +12,8 @@ from typing import Any
 import psutil
 import torch
 
+from pipeline.errors import PipelineError
 from pipeline.store.files import write_json
-
-FOLDER = Path("runs/bench")
 
 
 def describe_machine(device: str = "cpu") -> dict[str, Any]:
@@ -30,6 +30,16 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
         "device": device,
     }
     return described | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
+
+
+def require_folder(folder: Path) -> None:
+    """Make ``folder``, before anything is measured; :class:`PipelineError` where results cannot be kept in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PipelineError(f"--folder {folder}: cannot be written to ({error.strerror}); name another") from error
 
 
 def keep_result(name: str, result: Mapping[str, Any], folder: Path, *, device: str = "cpu") -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Benchmarks: ratios measured side by side, and memory as N grows."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,8 +62,8 @@ def methods(
         pairs=pairs,
         tolerances=tuple(tolerance or [0.01]),
     )
-    result = method_costs(setting)
-    _show(f"methods-{_slug(architecture)}", result, folder, as_json=as_json, device=setting.device)
+    measure = partial(method_costs, setting)
+    _show(f"methods-{_slug(architecture)}", measure, folder, as_json=as_json, device=setting.device)
 
 
 @app.command("scaling")
@@ -81,13 +83,14 @@ def bench_scaling(
     from pipeline.benchmarks.method_costs import Setting
     from pipeline.benchmarks.scaling import scaling
 
-    result = scaling(
+    measure = partial(
+        scaling,
         Setting(architecture=architecture, samples=32, pairs=pairs, threads=threads),
         samples=samples or [64],
         batch_sizes=batch_size or [8],
         classes=classes or [2, 64],
     )
-    _show(f"scaling-{_slug(architecture)}", result, folder, as_json=as_json)
+    _show(f"scaling-{_slug(architecture)}", measure, folder, as_json=as_json)
 
 
 @app.command("merge")
@@ -101,7 +104,7 @@ def bench_merge(
     """One merge against a pass over as much memory, and against loops over state dicts."""
     from pipeline.benchmarks.merge_speed import merge_speed
 
-    _show("merge", merge_speed(architecture, pairs, threads), folder, as_json=as_json)
+    _show("merge", partial(merge_speed, architecture, pairs, threads), folder, as_json=as_json)
 
 
 @app.command("curve")
@@ -121,8 +124,8 @@ def bench_curve(
 
     models = None if manifest is None else pair_of(manifest)
     named = architecture if models is None else models.architecture.reference
-    result = curve_error(named, classes=classes, lambdas=lambdas, threads=threads, models=models)
-    _show("curve", result, folder, as_json=as_json)
+    measure = partial(curve_error, named, classes=classes, lambdas=lambdas, threads=threads, models=models)
+    _show("curve", measure, folder, as_json=as_json)
 
 
 @app.command("memory")
@@ -138,7 +141,7 @@ def bench_memory(
     """Largest unique set size of any process in precompute and infer, as the archive grows."""
     from pipeline.benchmarks.memory_growth import memory_growth
 
-    _show("memory", memory_growth(images or [20_000, 1_000_000], scratch), folder, as_json=as_json)
+    _show("memory", partial(memory_growth, images or [20_000, 1_000_000], scratch), folder, as_json=as_json)
 
 
 @app.command("sweep")
@@ -152,7 +155,7 @@ def bench_sweep(
     """A sweep over 24 settings against infer for its distinct batch plans, side by side."""
     from pipeline.benchmarks.sweep_cost import sweep_cost
 
-    _show("sweep", sweep_cost(run, turns, scratch), folder, as_json=as_json)
+    _show("sweep", partial(sweep_cost, run, turns, scratch), folder, as_json=as_json)
 
 
 @app.command("reads")
@@ -170,8 +173,8 @@ def bench_reads(
     from pipeline.benchmarks.read_speed import read_speed
 
     named = data or os.environ.get("PIPELINE_DATA_ROOT")
-    result = read_speed(images, size, pairs, threads, Path(named) if named else None, scratch)
-    _show(f"reads-{size}", result, folder, as_json=as_json)
+    measure = partial(read_speed, images, size, pairs, threads, Path(named) if named else None, scratch)
+    _show(f"reads-{size}", measure, folder, as_json=as_json)
 
 
 @app.command("pipeline")
@@ -186,7 +189,7 @@ def bench_pipeline(
     """Both stages, from archive to committed tables, against bare loops over images in memory."""
     from pipeline.benchmarks.end_to_end import end_to_end
 
-    _show("pipeline", end_to_end(images, pairs, threads, scratch), folder, as_json=as_json)
+    _show("pipeline", partial(end_to_end, images, pairs, threads, scratch), folder, as_json=as_json)
 
 
 @app.command("scoring")
@@ -204,14 +207,20 @@ def bench_scoring(
     from pipeline.benchmarks.scoring_options import scoring_options
 
     place = _device(device)
-    measured = scoring_options(architecture, tile=tile, samples=samples, pairs=pairs, threads=threads, device=place)
-    _show(f"scoring-{_slug(architecture)}", measured, folder, as_json=as_json, device=place)
+    measure = partial(
+        scoring_options, architecture, tile=tile, samples=samples, pairs=pairs, threads=threads, device=place
+    )
+    _show(f"scoring-{_slug(architecture)}", measure, folder, as_json=as_json, device=place)
 
 
-def _show(name: str, result: dict[str, Any], folder: Path, *, as_json: bool, device: str = "cpu") -> None:
-    """Keep a result for the report and print it, for people or for programs."""
-    from pipeline.benchmarks.machine import keep_result
+def _show(
+    name: str, measure: Callable[[], dict[str, Any]], folder: Path, *, as_json: bool, device: str = "cpu"
+) -> None:
+    """Measure, keep the result for the report and print it, for people or for programs."""
+    from pipeline.benchmarks.machine import keep_result, require_folder
 
+    require_folder(folder)
+    result = measure()
     kept = keep_result(name, result, folder, device=device)
     print_json(kept) if as_json else print(result["text"])
 

@@ -53,7 +53,7 @@ def read_run(run: Path) -> dict[str, Any]:
     path = run / "run.json"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise RunDirectoryError(
             f"{run}: holds no run.json, so it is not a run directory; give the folder that `pipeline precompute` wrote"
         ) from error

@@ -1,6 +1,7 @@
 """What the benchmark counts is held against the paper's cost classes, and its logits against merged state dicts."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline import cli
 from pipeline.benchmarks.method_costs import Setting, method_costs
 from pipeline.benchmarks.random_pair import random_pair
 from pipeline.benchmarks.scaling import scaling
@@ -147,6 +149,23 @@ def test_scaling_changes_one_thing_at_a_time(tmp_path: Path) -> None:
     assert merges == [2, 6, 1, 3]
     assert by_name(found["points"][2])["plain"]["image_forwards"] == 16
     assert found["prediction_error"] >= 0
+
+
+def test_a_folder_that_cannot_keep_results_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    config = str(write_config(tmp_path))
+    command = ["pipeline", "bench", "--architecture", config, "--folder", str(tmp_path / "file")]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr("pipeline.benchmarks.method_costs.method_costs", lambda _: pytest.fail("measured"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code
+    assert (
+        capsys.readouterr().err
+        == f"error: --folder {tmp_path / 'file'}: cannot be written to (File exists); name another\n"
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
