@@ -131,10 +131,13 @@ class Workload:
     def _at(self, plan: BatchPlan, lambdas: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits by one merge for each batch of a plan, with ``lambdas`` [B] in place of its own."""
         logits = np.empty((len(self.pixels), len(self.curve.biases[0])), dtype=np.float32)
-        for batch, lam in enumerate(lambdas.tolist()):
+        following = [(1.0 - lam, lam) for lam in lambdas.tolist()[1:]]
+        for batch, (lam, after) in enumerate(zip(lambdas.tolist(), [*following, None], strict=True)):
             rows = plan.rows[plan.offsets[batch] : plan.offsets[batch + 1]]
             tile = min(self.batch_size, max(len(rows), 1))
-            logits[rows] = self.scorer.merged_logits(self.pixels[rows], (1.0 - lam, lam), self.curve.at(lam), tile=tile)
+            logits[rows] = self.scorer.merged_logits(
+                self.pixels[rows], (1.0 - lam, lam), self.curve.at(lam), tile=tile, following=after
+            )
             self.counts.update(batch=1, forward=len(rows), bytes=self.pixels[rows].nbytes)
         return logits
 
