@@ -110,22 +110,24 @@ class Workload:
         half = np.full_like(lambdas, 0.5)
         soup = arrival(rows, half, batch_size=size, first_address=0)
         dawin = RULES["dawin"](self._evidence_quietly()).lam
-        own, curve = 2 if self.exact else 3, self.curve_forwards
+        # Both ends, and what they are merged into: twice where the next batch's weights are merged ahead.
+        merged = self.scorer.segment.bytes_held() // self.weight_bytes
+        own, curve = 2 if self.exact else merged, self.curve_forwards
         found = [
             Way(PLAIN, lambda: self._at(soup, np.zeros_like(soup.lam)), 1, 1),
             Way("ensemble", self._ensemble, 2, 2),
             Way("soup", lambda: self._at(soup, soup.lam), 1, 1),
             Way("dawin", lambda: self._own(dawin), own, curve),
-            Way("t3-batch", lambda: self._at(cached, cached.lam), 3, curve),
-            Way("t3-batch-online", self._batch_online, 3, curve),
-            Way("t3-loop", lambda: self._loop(lambdas), 3, curve),
-            Way("t3-loop-online", self._loop_online, 3, curve),
+            Way("t3-batch", lambda: self._at(cached, cached.lam), merged, curve),
+            Way("t3-batch-online", self._batch_online, merged, curve),
+            Way("t3-loop", lambda: self._loop(lambdas), merged, curve),
+            Way("t3-loop-online", self._loop_online, merged, curve),
             Way("t3", lambda: self._own(lambdas), own, curve),
             Way("t3-online", self._own_online, own, curve),
         ]
         for tolerance in tolerances:
             plan = within_tolerance(rows, lambdas, tolerance=tolerance)
-            found.append(Way(f"t3-lambda@{tolerance:g}", partial(self._at, plan, plan.lam), 3, curve))
+            found.append(Way(f"t3-lambda@{tolerance:g}", partial(self._at, plan, plan.lam), merged, curve))
         return {way.name: way for way in found}
 
     def _at(self, plan: BatchPlan, lambdas: NDArray[np.float32]) -> NDArray[np.float32]:
