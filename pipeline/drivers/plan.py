@@ -47,11 +47,11 @@ from pipeline.engines.local import LocalEngine
 from pipeline.errors import ArchiveError, ManifestError
 from pipeline.manifest.schema import Manifest
 from pipeline.models.numeric_kind import choose_device
-from pipeline.models.scorer import Scorer
 from pipeline.models.sources import SourceModels
 from pipeline.progress import phase_progress
 from pipeline.stages.context import RunContext
 from pipeline.stages.memory import return_large_blocks
+from pipeline.stages.scoring_worker import make_scorer
 from pipeline.stages.selection import Selected, require_code_allowed, select_methods
 
 TOLERANCES = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25)
@@ -175,7 +175,7 @@ def _calibrate(
         raise ArchiveError(f"{', '.join(unread)}: none of the first images can be used; nothing can be measured")
     device = choose_device(context.manifest.compute.device)
     start = time.perf_counter()
-    scorer = Scorer(models, device=device, precision=context.manifest.precision)
+    scorer = make_scorer(context.manifest, models, device)
     laid_out = time.perf_counter() - start
     heads = measure_heads(sandbox, models, device, report)
     calibration = Calibration(

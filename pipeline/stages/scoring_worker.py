@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+import torch
+
 from pipeline.errors import StaleCacheError
 from pipeline.manifest.schema import Manifest
 from pipeline.models.architectures import AnyArchitecture, load_architecture
@@ -22,19 +24,12 @@ class ScoringWorker:
     def __init__(self, context: RunContext) -> None:
         return_large_blocks()
         self.context = context
-        compute = context.manifest.compute
-        self.device = choose_device(compute.device)
+        self.device = choose_device(context.manifest.compute.device)
         require_kind(kind_for_settings(**context.manifest.kind_settings), context.kind, where="worker")
         self.models = load_manifest_models(context.manifest)
         if identify(self.models) != context.models:
             raise StaleCacheError("models: a checkpoint changed while the run was under way; run the stage again")
-        self.scorer = Scorer(
-            self.models,
-            device=self.device,
-            precision=context.manifest.precision,
-            memory_format=compute.memory_format,
-            compiled=compute.compile,
-        )
+        self.scorer = make_scorer(context.manifest, self.models, self.device)
         self._heads: dict[str, tuple[Heads, HeadSource | None]] = {}
 
     def heads(self, evaluation_set: str) -> Heads:
@@ -49,6 +44,18 @@ class ScoringWorker:
         for _, source in self._heads.values():
             if source is not None:
                 count_text(ledger, source)
+
+
+def make_scorer(manifest: Manifest, models: SourceModels, device: torch.device) -> Scorer:
+    """Scorer of ``models`` in the manifest's numeric kind."""
+    compute = manifest.compute
+    return Scorer(
+        models,
+        device=device,
+        precision=manifest.precision,
+        memory_format=compute.memory_format,
+        compiled=compute.compile,
+    )
 
 
 def book_images(ledger: Ledger, scorer: Scorer) -> None:

@@ -3,6 +3,8 @@
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +311,25 @@ def test_more_workers_than_parts_do_not_help_and_it_is_said(finished: Manifest, 
     assert times["5"]["seconds"] < times["1"]["seconds"]
     assert any("50 workers are more than there are parts" in note for note in planned["notes"])
     assert any("cores of their own" in note for note in planned["notes"])
+
+
+def test_what_is_measured_is_the_numeric_kind_of_the_run(
+    finished: Manifest, tmp_path: Path, pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = 0
+
+    def compile_in_a_second(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        nonlocal compiled
+        compiled += 1
+        time.sleep(1)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compile_in_a_second))
+    torch.compiler.reset()
+    manifest = study(tmp_path, pair, Path(finished.archives), methods=["t3-batch"], compute={"compile": True})
+    measured = quick(manifest)["calibration"]
+    assert compiled
+    assert max(measured["sources"], *measured["merged"].values()) < 1, "compiling is no price of a tile"
 
 
 def test_weights_made_from_another_checkpoint_are_refused(tmp_path: Path, finished: Manifest, pair: Path) -> None:

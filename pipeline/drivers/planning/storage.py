@@ -75,7 +75,7 @@ def worker_memory(
     states = [*models.states.values(), models.model.state_dict()]
     loaded = sum(value.numel() * value.element_size() for state in states for value in state.values())
     pixels = {"pixels": max(_pixels(context, subject.archive, subject) for subject in subjects)}
-    scoring = {"models": scorer.segment.bytes_per_merge(), "activations": prices.activations}
+    scoring = {"models": scorer.segment.bytes_held(), "activations": prices.activations}
     if on_gpu:
         return {"models": loaded, **pixels}, scoring
     return {**scoring, "models": loaded + scoring["models"], **pixels}, None
