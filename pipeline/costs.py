@@ -10,16 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls
 
-# Images through one model in full tiles; images that are alone in their forward; images through the exact per-sample
-# form of two models; merges of an image tower; batches, for what each costs beside its images.
-OPERATIONS = ("forward", "forward_alone", "per_sample", "merge", "batch")
-
 type Counts = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Seconds per operation, by its name in :data:`OPERATIONS` or another that was fitted."""
+    """Seconds per operation, by the name that counts give it."""
 
     seconds: Mapping[str, float]
 

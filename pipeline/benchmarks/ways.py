@@ -110,34 +110,35 @@ class Workload:
         half = np.full_like(lambdas, 0.5)
         soup = arrival(rows, half, batch_size=size, first_address=0)
         dawin = RULES["dawin"](self._evidence_quietly()).lam
-        own, curve = 2 if self.exact else 3, self.curve_forwards
-        # Both ends and what is merged; on a GPU also what is merged ahead.
-        ahead = 4 if self.device.type == "cuda" else 3
+        # Both ends, and what they are merged into: twice where the next batch's weights are merged ahead.
+        merged = self.scorer.segment.bytes_held() // self.weight_bytes
+        own, curve = 2 if self.exact else merged, self.curve_forwards
         found = [
             Way(PLAIN, lambda: self._at(soup, np.zeros_like(soup.lam)), 1, 1),
             Way("ensemble", self._ensemble, 2, 2),
             Way("soup", lambda: self._at(soup, soup.lam), 1, 1),
             Way("dawin", lambda: self._own(dawin), own, curve),
-            Way("t3-batch", lambda: self._at(cached, cached.lam), ahead, curve),
-            Way("t3-batch-online", self._batch_online, ahead, curve),
-            Way("t3-loop", lambda: self._loop(lambdas), 3, curve),
-            Way("t3-loop-online", self._loop_online, 3, curve),
+            Way("t3-batch", lambda: self._at(cached, cached.lam), merged, curve),
+            Way("t3-batch-online", self._batch_online, merged, curve),
+            Way("t3-loop", lambda: self._loop(lambdas), merged, curve),
+            Way("t3-loop-online", self._loop_online, merged, curve),
             Way("t3", lambda: self._own(lambdas), own, curve),
             Way("t3-online", self._own_online, own, curve),
         ]
         for tolerance in tolerances:
             plan = within_tolerance(rows, lambdas, tolerance=tolerance)
-            found.append(Way(f"t3-lambda@{tolerance:g}", partial(self._at, plan, plan.lam), ahead, curve))
+            found.append(Way(f"t3-lambda@{tolerance:g}", partial(self._at, plan, plan.lam), merged, curve))
         return {way.name: way for way in found}
 
     def _at(self, plan: BatchPlan, lambdas: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits by one merge for each batch of a plan, with ``lambdas`` [B] in place of its own."""
         logits = np.empty((len(self.pixels), len(self.curve.biases[0])), dtype=np.float32)
-        weights = [(1.0 - lam, lam) for lam in lambdas.tolist()]
-        for batch, (own, following) in enumerate(zip(weights, [*weights[1:], None], strict=True)):
+        following = [(1.0 - lam, lam) for lam in lambdas.tolist()[1:]]
+        for batch, (lam, after) in enumerate(zip(lambdas.tolist(), [*following, None], strict=True)):
             rows = plan.rows[plan.offsets[batch] : plan.offsets[batch + 1]]
-            pixels, head = self.pixels[rows], self.curve.at(own[1])
-            logits[rows] = self.scorer.merged_logits(pixels, own, head, tile=self.batch_size, following=following)
+            pixels, own = self.pixels[rows], (1.0 - lam, lam)
+            head = self.curve.at(lam)
+            logits[rows] = self.scorer.merged_logits(pixels, own, head, tile=self.batch_size, following=after)
             self.counts.update(batch=1, forward=self._in_tiles(len(rows)), bytes=pixels.nbytes)
         return logits
 
@@ -182,7 +183,9 @@ class Workload:
     def _loop(self, lambdas: NDArray[np.float32]) -> NDArray[np.float32]:
         """A merge and a forward of one image for each image, in order of λ."""
         plan = by_lambda(np.arange(len(self.pixels)), lambdas, batch_size=1)
-        logits = np.concatenate([self._alone(row, lam) for row, lam in zip(plan.rows, plan.lam, strict=True)])
+        following = [*plan.lam[1:].tolist(), None]
+        steps = zip(plan.rows, plan.lam, following, strict=True)
+        logits = np.concatenate([self._alone(row, lam, after) for row, lam, after in steps])
         return logits[np.argsort(plan.rows)]
 
     def _loop_online(self) -> NDArray[np.float32]:
@@ -193,10 +196,11 @@ class Workload:
             logits.append(self._alone(row, t3(evidence, T3Settings()).lam[0]))
         return np.concatenate(logits)
 
-    def _alone(self, row: int, lam: np.float32) -> NDArray[np.float32]:
+    def _alone(self, row: int, lam: np.float32, after: float | None = None) -> NDArray[np.float32]:
         pixels, own = self.pixels[row : row + 1], float(lam)
+        following = None if after is None else (1.0 - after, after)
         self.counts.update(batch=1, forward_alone=1, bytes=pixels.nbytes)
-        return self.scorer.merged_logits(pixels, (1.0 - own, own), self.curve.at(own), tile=1)
+        return self.scorer.merged_logits(pixels, (1.0 - own, own), self.curve.at(own), tile=1, following=following)
 
 
 def head_source(models: SourceModels, classes: int, device: torch.device) -> HeadSource:

@@ -137,11 +137,9 @@ class Segment[Module: nn.Module]:
         passes = (self._count if ends is None else ends) + 1
         return sum(passes * flat.ends[0].numel() * flat.ends[0].element_size() for flat in self._flats)
 
-    def storages(self) -> dict[int, int]:
-        """Bytes, by address, of all that holds weights: ends, merged buffers, and tensors that the ends share."""
-        modules = [*self.ends, *(merged.module for merged in self._merged)]
-        held = (tensor.untyped_storage() for module in modules for tensor in module.state_dict().values())
-        return {storage.data_ptr(): storage.nbytes() for storage in held}
+    def bytes_held(self) -> int:
+        """Bytes of all ends and merged weights, tensors that all ends share left out."""
+        return (self._count + len(self._merged)) * self.bytes_per_merge(ends=0)
 
     def _checked(self, weights: Sequence[float]) -> tuple[float, ...]:
         wanted = tuple(float(weight) for weight in weights)
@@ -162,6 +160,8 @@ class Segment[Module: nn.Module]:
         """Merge into the buffer that is not in use, or into the only one."""
         buffer = 1 if len(self._merged) > 1 and self._in_use == 0 else 0
         merged, used = self._merged[buffer], [end for end, weight in enumerate(wanted) if weight > 0]
+        # Until all of it is merged: what stops half-way must not pass for the weights that were here before.
+        merged.weights = None
         with self._stream.merging(buffer):
             for flat, target in zip(self._flats, merged.buffers, strict=True):
                 _interpolate([flat.ends[end] for end in used], [wanted[end] for end in used], target)

@@ -20,6 +20,7 @@ from pipeline.coefficients.evidence import GENERALIST
 from pipeline.errors import ManifestError
 from pipeline.merging.distances import IMAGE_SIDE
 from pipeline.merging.segment import SUM_TOLERANCE, Segment
+from pipeline.models.micro_batches import all_at_once
 from pipeline.models.sources import SourceModels
 
 
@@ -150,8 +151,10 @@ class TextTower:
         self.forward_calls += 1
         self.forward_prompts += len(self._tokens)
         bias = getattr(model, "logit_bias", None)
+        with all_at_once("text tower", f"encode {len(self._tokens):,} prompts at once", self._device):
+            embeddings_CD = encode_classes(model, self._tokens, self._classes)
         return ClassHead(
-            embeddings_CD=encode_classes(model, self._tokens, self._classes),
+            embeddings_CD=embeddings_CD,
             logit_scale=float(cast("Tensor", model.logit_scale).exp()),
             logit_bias=torch.full((self._classes,), 0.0 if bias is None else float(bias), device=self._device),
         )

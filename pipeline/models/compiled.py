@@ -10,17 +10,24 @@ from torch import Tensor, nn
 from pipeline.errors import NumericKindError, one_line
 from pipeline.models.micro_batches import is_out_of_memory
 
+# Sizes of inputs that one process may compile an architecture for.
+SHAPES = 64
+
 
 class CompiledTowers:
     """Runs towers compiled. Their parameters are inputs of what is compiled: all ends and merged towers share it."""
 
     def __init__(self) -> None:
+        # Not at the top: it takes seconds, which whoever compiles nothing need not wait.
+        from torch._dynamo import config
+
+        # Every size of tile or micro-batch is a shape of its own, and torch refuses the ninth by default.
+        config.recompile_limit = max(config.recompile_limit, SHAPES)
         # By identity: a scorer's towers live as long as it does.
         self._compiled: dict[int, Callable[[Tensor], Tensor]] = {}
 
     def __call__(self, tower: nn.Module, inputs: Tensor) -> Tensor:
         """What ``tower(inputs)`` gives, to rounding; :class:`NumericKindError` when it cannot be compiled."""
-        # Not at the top: it takes seconds, which whoever compiles nothing need not wait.
         from torch._dynamo.exc import TorchDynamoException
 
         if id(tower) not in self._compiled:

@@ -1,15 +1,17 @@
 """What happens when memory runs out: the micro-batch, all images that a tower sees at once, is halved for good."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
 from pipeline.errors import OutOfMemoryError, one_line
 
 # Besides torch.OutOfMemoryError and MemoryError: torch's allocator on the CPU (its text differs by system), CUDA's own
-# calls (pinned memory, cuBLAS's workspace), C++ libraries below torch, and oneDNN, which names no cause. If its cause
-# was another one, not even one image will do, and its text is quoted then.
+# calls (pinned memory, cuBLAS's workspace), C++ libraries below torch, and oneDNN and cuDNN, which name no cause: torch
+# drops those of the ways to convolve that had no room. If it was another one, not even one image will do, and the text
+# is quoted then.
 PHRASES = (
     "DefaultCPUAllocator",
     "out of memory",
@@ -18,7 +20,10 @@ PHRASES = (
     "bad allocation",
     "could not create a primitive",
     "could not create a memory object",
+    "unable to find an engine to execute this computation",
+    "Unable to find a valid cuDNN algorithm",
 )
+REMEDY = "lower compute.workers, set precision: bf16, or run on a machine with more memory"
 
 
 class MicroBatches:
@@ -67,13 +72,26 @@ class MicroBatches:
     def _halve(self, size: int, reason: str, models: str) -> None:
         if size == 1:
             raise OutOfMemoryError(
-                f"{models}: not even one image at a time fits into the memory of {self._device.type} ({reason}); lower "
-                "compute.workers, set precision: bf16, or run on a machine with more memory"
+                f"{models}: not even one image at a time fits into the memory of {self._device.type} ({reason}); "
+                f"{REMEDY}"
             )
         self._limit = size // 2
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+@contextmanager
+def all_at_once(models: str, purpose: str, device: torch.device) -> Iterator[None]:
+    """Turn memory that runs out where nothing can be halved into :class:`OutOfMemoryError`: whose, and what for."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"{models}: the memory of {device.type} does not suffice to {purpose} ({one_line(error)}); {REMEDY}"
+        ) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

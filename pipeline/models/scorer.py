@@ -21,7 +21,7 @@ from pipeline.merging.distances import IMAGE_SIDE
 from pipeline.merging.segment import Segment
 from pipeline.models.class_embeddings import ClassHead, logits_by_own_heads
 from pipeline.models.compiled import CompiledTowers
-from pipeline.models.micro_batches import MicroBatches
+from pipeline.models.micro_batches import MicroBatches, all_at_once
 from pipeline.models.per_sample import PerSampleTower
 from pipeline.models.sources import SourceModels
 from pipeline.models.tile_inputs import TileInputs, Upload
@@ -74,16 +74,18 @@ class Scorer:
         micro_batches: MicroBatches | None = None,
         merge_ahead: bool | None = None,
     ) -> None:
+        # By default cuDNN convolves float32 with 10 bits of mantissa, where the precision of matrices is full.
+        torch.backends.cudnn.allow_tf32 = False
         self._precision, self._dtype = precision, PRECISIONS[precision]
-        tower = deepcopy(cast("nn.Module", models.model.visual)).to(device=device, dtype=self._dtype)
         self._ahead = device.type == "cuda" if merge_ahead is None else merge_ahead
         self._memory_format = memory_format
-        self.segment = Segment(
-            tower,
-            [self._image_tower(state) for state in models.states.values()],
-            ahead=self._ahead,
-            channels_last=memory_format == "channels_last",
-        )
+        with all_at_once(", ".join(models.names), "hold the image towers", device):
+            self.segment = Segment(
+                deepcopy(cast("nn.Module", models.model.visual)).to(device=device, dtype=self._dtype),
+                [self._image_tower(state) for state in models.states.values()],
+                ahead=self._ahead,
+                channels_last=memory_format == "channels_last",
+            )
         self._compiled = CompiledTowers() if compiled else None
         self._device = device
         self._upload = Upload(device)
@@ -140,9 +142,10 @@ class Scorer:
 
         ``following`` are the weights of the batch that comes next, where they are known; they may be merged ahead.
         """
-        tower, own_head = self.segment.at(weights), self._on_device(head)
-        if self._ahead and following is not None:
-            self.segment.prepare(following)
+        with all_at_once(MERGED, "merge", self._device):
+            tower, own_head = self.segment.at(weights), self._on_device(head)
+            if self._ahead and following is not None:
+                self.segment.prepare(following)
 
         def score(inputs: Tensor, start: int, stop: int) -> Tensor:
             return self._score(MERGED, tower, inputs, own_head, stop - start)
@@ -179,7 +182,8 @@ class Scorer:
         """The exact per-sample form of two sources' image towers, made on first use; see :meth:`per_sample_logits`."""
         if self._per_sample is None or self._per_sample[0] != ends:
             towers = [self.segment.ends[self._names.index(name)] for name in ends]
-            self._per_sample = (ends, PerSampleTower(towers))
+            with all_at_once(PER_SAMPLE, "make the exact form", self._device):
+                self._per_sample = (ends, PerSampleTower(towers))
         return self._per_sample[1]
 
     @torch.inference_mode()

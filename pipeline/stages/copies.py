@@ -11,7 +11,7 @@ from pipeline.stages.plan import covered_rows, plan_path
 from pipeline.stages.selection import Selected
 from pipeline.stages.tables import fixed_size_lists, matrix_from_lists
 from pipeline.store.files import write_json
-from pipeline.store.ledger import COPIED_FROM, Ledger
+from pipeline.store.ledger import COPIED_FROM, MICRO_BATCH, Ledger
 from pipeline.store.tables import ROWS, read_table, write_table
 
 PROBABILITIES = "probabilities"
@@ -30,12 +30,11 @@ def commit_copy(
     rows = covered_rows(plan_path(context, name, window, selected))
     own, other = f"{STAGE}/{selected.key}", f"{STAGE}/{source.key}"
     write_table(directory.rejects(own, name, part), read_table(directory.rejects(other, name, part)), fingerprint)
-    ledger = directory.ledger(own, name, part)
+    ledger, scored = directory.ledger(own, name, part), directory.ledger(other, name, part)
     if not ledger.exists():
-        scored = Ledger.from_json(json.loads(directory.ledger(other, name, part).read_text(encoding="utf-8")))
         # The copy's logits are those of the source's micro-batches, whatever else it cost.
-        own_cost = Ledger(micro_batch=scored.micro_batch)
-        write_json(ledger, {**own_cost.as_json(), COPIED_FROM: source.key})
+        mark = json.loads(scored.read_text(encoding="utf-8")).get(MICRO_BATCH) if scored.exists() else None
+        write_json(ledger, {**Ledger(micro_batch=mark).as_json(), COPIED_FROM: source.key})
     predictions = _as_made(read_table(directory.predictions(source.variant, name, part)))
     write_table(directory.predictions(selected.variant, name, part), predictions, fingerprint, {ROWS: rows})
 

@@ -34,12 +34,15 @@ class OnlineWorker(InferWorker, PrecomputeWorker):
         wanted = slice_fingerprints(self.context, name, archive, window, selected)
         ledger = Ledger()
         plan, unmeasured = self._plan_on_the_fly(name, selected, archive, window, ledger)
+        # All slices' λ follow from these passes, whichever slice they are booked on.
+        micro_batch = self.scorer.micro_batches.take_smallest()
         scorer = self.slice_scorer(name, archive, selected)
         total, samples, rejected, committed = Ledger(), 0, 0, 0
         for part, fingerprint in wanted.items():
             path = self.context.directory.predictions(selected.variant, name, part)
             if part_state(path, fingerprint, rows=plan.rows) is PartState.COMMITTED:
                 continue
+            ledger.note_micro_batch(micro_batch)
             scored = scorer.score(plan, window, part, ledger)
             ledger.totals["rejected"] += len(unmeasured[part])
             rejects = pa.concat_tables([unmeasured[part], scored.rejects]).sort_by("row")

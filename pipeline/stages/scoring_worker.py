@@ -46,6 +46,18 @@ class ScoringWorker:
                 count_text(ledger, source)
 
 
+def make_scorer(manifest: Manifest, models: SourceModels, device: torch.device) -> Scorer:
+    """Scorer of ``models`` in the manifest's numeric kind."""
+    compute = manifest.compute
+    return Scorer(
+        models,
+        device=device,
+        precision=manifest.precision,
+        memory_format=compute.memory_format,
+        compiled=compute.compile,
+    )
+
+
 def book_images(ledger: Ledger, scorer: Scorer) -> None:
     """Move a scorer's counts of image forwards into ``ledger``, and whether they were of less than a tile."""
     ledger.note_micro_batch(scorer.micro_batches.take_smallest())
@@ -55,17 +67,6 @@ def book_images(ledger: Ledger, scorer: Scorer) -> None:
     ):
         ledger.per_model[name].update(Counter(counts))
         counts.update(dict.fromkeys(counts, 0))
-
-
-def make_scorer(manifest: Manifest, models: SourceModels, device: torch.device) -> Scorer:
-    """Scorer of a run's models with all that its manifest says of scoring."""
-    return Scorer(
-        models,
-        device=device,
-        precision=manifest.precision,
-        memory_format=manifest.compute.memory_format,
-        compiled=manifest.compute.compile,
-    )
 
 
 def load_manifest_models(manifest: Manifest) -> SourceModels:

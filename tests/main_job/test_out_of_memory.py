@@ -120,6 +120,15 @@ def test_precompute_goes_on_too(finished: Manifest, pair: Path, tmp_path: Path) 
     assert recorded["micro_batch"] == 4
 
 
+def test_online_every_slice_of_a_window_that_was_measured_in_pieces_is_marked(
+    finished: Manifest, pair: Path, tmp_path: Path
+) -> None:
+    # Batches fit as they are: only the passes that λ follows from do not.
+    manifest = study(tmp_path, pair, Path(finished.archives), methods=[{"name": "t3-batch", "batch_size": 4}])
+    infer(manifest, TightEngine(manifest, room=8), online=True)
+    assert [ledger.get("micro_batch") for ledger in ledgers(manifest, "infer/t3-batch@*")] == [8] * 5
+
+
 def test_a_static_merge_starts_from_what_the_process_knows(finished: Manifest, pair: Path, tmp_path: Path) -> None:
     manifest = study(tmp_path, pair, Path(finished.archives), methods=["t3-batch", "soup"])
     run_precompute(manifest)

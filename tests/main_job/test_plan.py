@@ -5,6 +5,8 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,6 @@ from pipeline.drivers.planning.peak_memory import PeakMemory
 from pipeline.engines.local import LocalEngine
 from pipeline.errors import StaleCacheError
 from pipeline.manifest import Manifest
-from pipeline.models.scorer import Scorer
-from pipeline.models.sources import SourceModels
 from pipeline.results.plan_tables import duration, plan_tables, size
 from pipeline.stages.selection import select_methods
 from tests.main_job.conftest import CommandLine
@@ -347,20 +347,6 @@ def test_a_worker_keeps_decoded_pixels_only_for_rows_out_of_order(
     assert held["t3-lambda"] - held["t3-batch"] == 256 * 28 * 28 * 3, "all pixels of the largest window"
 
 
-def test_forwards_are_measured_as_the_manifest_has_them_made(
-    finished: Manifest, tmp_path: Path, pair: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[dict[str, Any]] = []
-
-    def scorer(models: SourceModels, **settings: Any) -> Scorer:
-        made.append(settings)
-        return Scorer(models, **settings)
-
-    monkeypatch.setattr("pipeline.stages.scoring_worker.Scorer", scorer)
-    quick(study(tmp_path, pair, Path(finished.archives), compute={"memory_format": "channels_last"}))
-    assert [settings["memory_format"] for settings in made] == ["channels_last"]
-
-
 def test_a_plan_that_is_terminated_leaves_nothing_behind(
     finished: Manifest, tmp_path: Path, pair: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,6 +366,25 @@ def test_a_plan_that_is_terminated_leaves_nothing_behind(
     assert (ended.value.code, len(seen)) == (128 + signal.SIGTERM, 1)
     assert files_below(tmp_path) == before
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_what_is_measured_is_the_numeric_kind_of_the_run(
+    finished: Manifest, tmp_path: Path, pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = 0
+
+    def compile_in_a_second(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        nonlocal compiled
+        compiled += 1
+        time.sleep(1)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compile_in_a_second))
+    torch.compiler.reset()
+    manifest = study(tmp_path, pair, Path(finished.archives), methods=["t3-batch"], compute={"compile": True})
+    measured = quick(manifest)["calibration"]
+    assert compiled
+    assert max(measured["sources"], *measured["merged"].values()) < 1, "compiling is no price of a tile"
 
 
 def test_weights_made_from_another_checkpoint_are_refused(tmp_path: Path, finished: Manifest, pair: Path) -> None:

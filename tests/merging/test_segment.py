@@ -215,6 +215,8 @@ def test_a_merge_moves_each_end_once_and_the_result_once() -> None:
     assert three.bytes_per_merge(2) == two.bytes_per_merge()
     # Nine tensors that differ, each padded to 64 elements of four bytes; the largest has 35.
     assert two.bytes_per_merge() == 3 * 9 * 64 * 4
+    assert two.bytes_held() == two.bytes_per_merge()
+    assert 4 * two.bytes_held() == 3 * Segment(Tower(), [random_state(1), random_state(2)], ahead=True).bytes_held()
 
 
 @pytest.mark.parametrize("ends", [2, 3])
@@ -260,6 +262,29 @@ def test_only_new_weights_between_the_ends_cost_a_merge() -> None:
     assert merges == [0, 1, 1, 1, 1, 1, 2, 3]
     expected = weighted_sum(states, pair(0.3))
     torch.testing.assert_close(segment.at(pair(0.3)).first.weight.double(), expected["first.weight"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_merge_that_fails_half_way_is_not_taken_for_the_one_before(
+    ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = [random_state(seed) for seed in (1, 2)]
+    segment = Segment(Tower(), states, ahead=ahead)
+    segment.at(pair(0.3))
+    segment.at(pair(0.6))
+
+    def fail(_ends: list[Tensor], _weights: list[float], merged: Tensor) -> None:
+        merged.fill_(torch.nan)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.merging.segment._interpolate", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            segment.at(pair(0.9))
+    for lam in (0.6, 0.3):
+        expected = weighted_sum(states, pair(lam))["first.weight"]
+        found = segment.at(pair(lam)).first.weight
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("ends", [1, 2, 3])
@@ -465,4 +490,6 @@ def test_on_cuda_forwards_see_whole_merges_and_merges_wait_for_forwards(dtype: t
             merged = ahead.at(pair(lam))
             ahead.prepare(pair(following))
             found.append(merged(inputs))
+    # The last merge may still be under way; its buffers must not be given back before it ends.
+    torch.cuda.synchronize()
     assert all(torch.equal(ours.cpu(), theirs) for ours, theirs in zip(found, expected, strict=True))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipeline.errors import ManifestError
+from pipeline.errors import ManifestError, OutOfMemoryError
 from pipeline.models.architectures import load_architecture
 from pipeline.models.class_embeddings import ClassHead, TextTower, blend_heads, fill_templates
 from pipeline.models.head_curve import HeadCurve, chebyshev_lobatto, fit_head_curve
@@ -294,3 +294,21 @@ def test_weights_that_are_no_average_are_refused(weights: tuple[float, ...]) -> 
 def test_clip_features_need_not_have_unit_length() -> None:
     head, features = random_head(0, cosine=True), torch.randn(4, 16)
     torch.testing.assert_close(head.logits(features), head.logits(features * torch.tensor([[0.1], [2], [30], [4]])))
+
+
+def test_prompts_that_do_not_fit_into_memory_are_one_line(pair: SourceModels, monkeypatch: pytest.MonkeyPatch) -> None:
+    tower = text_tower(pair)
+    at = tower._segment.at
+
+    def without_room(weights: Sequence[float]) -> torch.nn.Module:
+        model = at(weights)
+
+        def encode_text(*_: object, **__: object) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+        vars(model)["encode_text"] = encode_text
+        return model
+
+    monkeypatch.setattr(tower._segment, "at", without_room)
+    with pytest.raises(OutOfMemoryError, match=r"^text tower: .* encode 12 prompts at once .*1 GiB"):
+        tower.head(along(0.5))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.errors import OutOfMemoryError, PipelineError
-from pipeline.models.micro_batches import MicroBatches, is_out_of_memory
+from pipeline.models.micro_batches import MicroBatches, all_at_once, is_out_of_memory
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -149,3 +149,26 @@ def test_an_allocation_that_torch_cannot_make_is_recognised() -> None:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "GET was unable to find an engine to execute this computation",
+        "FIND was unable to find an engine to execute this computation",
+        "Unable to find a valid cuDNN algorithm to run convolution",
+    ],
+)
+def test_a_convolution_that_had_no_room_in_any_way_is_recognised(message: str) -> None:
+    assert is_out_of_memory(RuntimeError(message))
+
+
+def test_what_cannot_be_halved_is_one_line_too() -> None:
+    with pytest.raises(OutOfMemoryError) as caught, all_at_once("merged", "merge", CPU):
+        torch.empty(1 << 60, dtype=torch.uint8)
+    message = str(caught.value)
+    assert message.startswith("merged: the memory of cpu does not suffice to merge (")
+    assert "compute.workers" in message
+    assert "\n" not in message
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), all_at_once("merged", "merge", CPU):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

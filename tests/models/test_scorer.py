@@ -12,6 +12,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms.functional import normalize, to_tensor
 
+from pipeline.errors import OutOfMemoryError
 from pipeline.geometry import image_transform, prepare_image
 from pipeline.models.class_embeddings import ClassHead, TextTower, logits_by_own_heads
 from pipeline.models.scorer import Scorer
@@ -250,6 +251,37 @@ def test_merging_ahead_changes_no_bit(pair: SourceModels, pixels: np.ndarray) ->
         found = ahead.merged_logits(pixels, along(lam), head, tile=TILE, following=after)
         np.testing.assert_array_equal(found, expected)
     assert ahead.segment.merges == plain.segment.merges == 3
+
+
+@pytest.mark.parametrize(
+    ("what", "operation", "purpose"),
+    [
+        ("scorer", "zeros", "hold the image towers"),
+        ("merge", "lerp", "merge"),
+        ("exact", "equal", "make the exact form"),
+    ],
+)
+def test_memory_that_runs_out_beside_the_tiles_is_one_line(
+    pair: SourceModels, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch, what: str, operation: str, purpose: str
+) -> None:
+    scorer, head = Scorer(pair, device=CPU, precision="fp32"), head_at(pair, 0.5)
+    ways = {
+        "scorer": lambda: Scorer(pair, device=CPU, precision="fp32"),
+        "merge": lambda: scorer.merged_logits(pixels, along(0.5), head, tile=TILE),
+        "exact": lambda: scorer.per_sample_tower(("generalist", "expert")),
+    }
+
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(torch, operation, fail)
+    with pytest.raises(OutOfMemoryError, match=rf"memory of cpu does not suffice to {purpose} \(CUDA out of memory"):
+        ways[what]()
+
+
+def test_convolutions_keep_the_precision_that_is_asked_for(pair: SourceModels) -> None:
+    Scorer(pair, device=CPU, precision="fp32")
+    assert not torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("cosine", [True, False])

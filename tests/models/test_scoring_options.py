@@ -1,6 +1,7 @@
 """Options of the scorer against what it computes without them."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from pipeline.models.class_embeddings import ClassHead
+from pipeline.models.compiled import CompiledTowers
 from pipeline.models.scorer import Scorer
 from pipeline.models.sources import SourceModels
 from tests.models.factory import TINY, TINY_RESNET, along, random_state, write_config, write_pair
@@ -82,6 +84,15 @@ def test_a_tower_is_compiled_once_for_all_weights(pair: SourceModels, pixels: np
                 np.testing.assert_array_equal(found, ends[int(lam)])
         np.testing.assert_array_equal(single.source_logits(pixels, [head], tile=TILE)[0], ends[1])
     assert compiled.segment.merges == 3
+
+
+def test_more_shapes_than_torch_compiles_by_default_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is counted are shapes; making machine code of each would take minutes.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiled, layer = CompiledTowers(), torch.nn.Linear(2, 2).eval()
+    for images in range(1, 20):
+        inputs = torch.ones(images, 2)
+        torch.testing.assert_close(compiled(layer, inputs), layer(inputs))
 
 
 def test_compiled_neither_padding_nor_batch_mates_change_an_image(

@@ -130,9 +130,6 @@ class Calibration:
         used: dict[str, int] = dict.fromkeys(pending, 0)
         spent: list[float] = []
         self.report("every source")
-        if self.context.manifest.compute.compile:
-            name, pixels = self._tile(tile)
-            self.scorer.source_logits(pixels, self.heads[name].sources, tile=tile)
         for name in cycle(list(pending)):
             if not any(len(rows) > used[other] for other, rows in pending.items()) or (spent and sum(spent) >= budget):
                 break
@@ -140,8 +137,10 @@ class Calibration:
             if not len(rows):
                 continue
             pixels = self.archives[name].read(rows)
-            heads = self.heads[name].sources
-            seconds, scored = self._clock(partial(self.scorer.source_logits, pixels, heads, tile=tile))
+            score = partial(self.scorer.source_logits, pixels, self.heads[name].sources, tile=tile)
+            if not spent:
+                self._compile(score)
+            seconds, scored = self._clock(score)
             spent.append(seconds)
             logits[name].append(scored)
             used[name] += len(rows)
@@ -208,16 +207,17 @@ class Calibration:
         return median(self._times(work, budget))
 
     def _times(self, work: Callable[[], object], budget: float) -> list[float]:
-        """Seconds of each repetition; the first one touches everything for the first time, and counts if alone.
-
-        Where towers are compiled, that is done before.
-        """
+        """Seconds of each repetition; the first one touches everything for the first time, and counts if alone."""
+        self._compile(work)
         times: list[float] = []
-        if self.context.manifest.compute.compile:
-            work()
         while not times or (sum(times) + times[-1] <= budget and len(times) < ENOUGH):
             times.append(self._clock(work)[0])
         return times[1:] or times
+
+    def _compile(self, work: Callable[[], object]) -> None:
+        """Where towers are compiled, have it done, once for each shape: it is no price of a tile."""
+        if self.context.manifest.compute.compile:
+            work()
 
     def _clock[Result](self, work: Callable[[], Result]) -> tuple[float, Result]:
         self._synchronize()

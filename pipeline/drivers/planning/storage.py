@@ -66,11 +66,8 @@ def worker_memory(
     """
     states = [*models.states.values(), models.model.state_dict()]
     loaded = sum(value.numel() * value.element_size() for state in states for value in state.values())
-    # On a CPU, tensors that the sources share stay where they were loaded.
-    known = {value.untyped_storage().data_ptr() for state in states for value in state.values()}
-    laid_out = sum(size for address, size in scorer.segment.storages().items() if address not in known)
     pixels = {"pixels": max(_pixels(planned, subject) for subject in planned.subjects)}
-    scoring = {"models": laid_out, "activations": planned.pricing.device.activations}
+    scoring = {"models": scorer.segment.bytes_held(), "activations": planned.pricing.device.activations}
     if on_gpu:
         return {"models": loaded, **pixels}, scoring
     return {**scoring, "models": loaded + scoring["models"], **pixels}, None

@@ -49,7 +49,11 @@ class BatchWeights:
         # Where no end so far has weight, it does not matter which of them the next step starts from.
         fractions = torch.where(totals > 0, weights[:, 1:] / totals, 0.0)
         self.size = len(weights)
-        self.fractions = tuple(fractions.to(device=device, dtype=torch.float32).unbind(dim=1))
+        rounded = fractions.to(torch.float32)
+        if device.type == "cuda":
+            # From memory that is not pinned, the host would wait here for all tiles before.
+            rounded = rounded.pin_memory()
+        self.fractions = tuple(rounded.to(device, non_blocking=True).unbind(dim=1))
         self.host_fractions = fractions.tolist()
 
     def interpolate(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

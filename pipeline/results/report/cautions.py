@@ -38,6 +38,11 @@ def cautions(results: Results, row: Mapping[str, Any]) -> Iterable[str]:
         yield f"The study is not complete: {'; '.join(results.failed)}."
     if results.left_out:
         yield f"Left out, because their images were not at hand: {'; '.join(results.left_out)}."
+    if results.micro_batches:
+        yield (
+            f"Memory ran out and tiles were scored in pieces: {'; '.join(results.micro_batches)}. Forward calls are "
+            "more and smaller there, so that costs in units of B do not compare; logits may differ in the last bits."
+        )
     if seeds := count_seeds(results):
         yield (
             f"Figures are means over {seeds}. Their intervals are about which images were drawn, not about training: "

@@ -12,6 +12,7 @@ from pipeline.results.marks import CHECKS_NAME, read_marks, read_overlaps, read_
 from pipeline.results.report.collapse import without_false_certainty
 from pipeline.results.report.results import COMPARISONS, EXPERT, METHODS, SETS, SEVERITIES, Results, complete
 from pipeline.results.studies import Study
+from pipeline.store.ledger import MICRO_BATCH
 
 PLACE = ("study", "evaluation_set", "method")
 
@@ -46,6 +47,13 @@ def load_results(study: Study, runs: Sequence[Path], run_jsons: Sequence[Mapping
             )
         ),
         failed=tuple(dict.fromkeys(line for run_json in run_jsons for line in run_json.get(FAILED, []))),
+        micro_batches=tuple(
+            dict.fromkeys(
+                f"{manifest['name']} ({size:,} images)"
+                for manifest, run_json in zip(manifests.values(), run_jsons, strict=True)
+                if (size := _smallest_micro_batch(run_json)) is not None
+            )
+        ),
         left_out=tuple(
             dict.fromkeys(
                 f"{run_json['manifest'].get('name', run.name)}: {name} ({reason})"
@@ -62,6 +70,13 @@ def load_results(study: Study, runs: Sequence[Path], run_jsons: Sequence[Mapping
         ),
     )
     return without_false_certainty(results)
+
+
+def _smallest_micro_batch(run_json: Mapping[str, Any]) -> int | None:
+    """What the ledgers of both stages say of memory that ran out."""
+    stages = run_json.get("ledger", {})
+    ledgers = [stages.get("precompute", {}), *stages.get("infer", {}).values()]
+    return min((ledger[MICRO_BATCH] for ledger in ledgers if MICRO_BATCH in ledger), default=None)
 
 
 def with_only_test(methods: pl.DataFrame, sets: pl.DataFrame) -> pl.DataFrame:

@@ -72,7 +72,8 @@ class Results:
 
     Methods and evaluation sets come in the manifest's order. ``seeds`` are the training seeds of each study;
     ``unchecked`` are the studies for which nobody looked for leaks (`pipeline check`), ``unknown`` says what could not
-    be looked into, ``left_out`` which evaluation sets a study went on without, ``failed`` what stopped other runs, and
+    be looked into, ``left_out`` which evaluation sets a study went on without, ``failed`` what stopped other runs,
+    ``micro_batches`` where memory ran out and how small tiles were cut then, and
     ``overlaps``, by study, how many images were found where they should not be.
     """
 
@@ -86,6 +87,7 @@ class Results:
     unknown: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
+    micro_batches: tuple[str, ...] = ()
     overlaps: tuple[tuple[str, Overlap], ...] = ()
 
     @property

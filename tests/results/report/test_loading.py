@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 from pipeline.results.layout import read_run
+from pipeline.results.report.cautions import cautions
 from pipeline.results.report.loading import load_results, with_only_test
 from pipeline.results.report.results import METHODS, SETS, complete
 from pipeline.results.studies import Study, combine
@@ -51,3 +52,16 @@ def test_only_a_mean_of_one_set_has_a_test() -> None:
     p = one["p_adjusted_generalist"][0]
     assert with_only_test(methods, one)["p_adjusted_generalist"].to_list() == [p]
     assert with_only_test(methods, two)["p_adjusted_generalist"].to_list() == [None]
+
+
+def test_memory_that_ran_out_in_either_stage_is_a_caution(seeds: tuple[list[Path], Study]) -> None:
+    runs, study = seeds
+    run_jsons = [read_run(run) for run in runs]
+    assert load_results(study, runs, run_jsons).micro_batches == ()
+    in_stage_one = {**run_jsons[0], "ledger": {"precompute": {"micro_batch": 16}, "infer": {}}}
+    in_both = {**run_jsons[1], "ledger": {"precompute": {"micro_batch": 16}, "infer": {"t3": {"micro_batch": 4}}}}
+    results = load_results(study, runs, [in_stage_one, in_both])
+    name = run_jsons[0]["manifest"]["name"]
+    assert results.micro_batches == (f"{name} (16 images)", f"{name} (4 images)")
+    said = " ".join(cautions(results, results.methods.row(0, named=True)))
+    assert f"Memory ran out and tiles were scored in pieces: {name} (16 images); {name} (4 images)." in said
