@@ -34,5 +34,5 @@ def test_interrupt_says_that_committed_work_is_kept(tmp_path: Path) -> None:
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=60)
     assert child.returncode == 130
-    assert err.splitlines()[-1] == "interrupted: what is committed is kept; run the same command again to go on"
+    assert err.splitlines()[-1] == "interrupted: what was committed is kept; run the same command again"
     assert "Traceback" not in err

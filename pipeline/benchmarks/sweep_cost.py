@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from pipeline.benchmarks.bars import Bar, chart
 from pipeline.benchmarks.requirements import SWEEP_TO_INFER
 from pipeline.benchmarks.turns import median_ratio
@@ -41,20 +43,10 @@ def sweep_cost(run: Path, turns: int, folder: Path) -> dict[str, Any]:
     """
     if folder.exists():
         raise RunDirectoryError(f"{folder}: is there already; give another --scratch, or delete it")
-    original = manifest_of(run)
-    _in_copy(run, folder / "first", _sweep)
-    frame = evaluate_sweep(folder / "first", NAME).frame
-    distinct = frame.filter(work=SCORED)["key"].unique().to_list()
-    methods = [
-        {"name": selected.method.name, **selected.settings}
-        for selected in expand(GRID, original)
-        if selected.key in distinct
-    ]
-    seconds: dict[str, list[dict[str, float]]] = {"sweep": [], "infer": []}
-    for turn in range(turns):
-        seconds["sweep"].append(_in_copy(run, folder / f"sweep-{turn}", _sweep))
-        seconds["infer"].append(_in_copy(run, folder / f"infer-{turn}", lambda manifest: _infer(manifest, methods)))
-    shutil.rmtree(folder)
+    try:
+        frame, distinct, seconds = _take_turns(run, turns, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     ratios = {
         clock: median_ratio([turn[clock] for turn in seconds["sweep"]], [turn[clock] for turn in seconds["infer"]])
         for clock in ("wall", "cpu")
@@ -75,6 +67,26 @@ def sweep_cost(run: Path, turns: int, folder: Path) -> dict[str, Any]:
     result |= chart(f"A sweep over {result['settings']} settings", "time over that of infer for distinct ones", bars)
     result["text"] = _text(result)
     return result
+
+
+def _take_turns(
+    run: Path, turns: int, folder: Path
+) -> tuple[pl.DataFrame, list[str], dict[str, list[dict[str, float]]]]:
+    """The sweep's results, the keys of its distinct settings, and seconds of both ways by turn and clock."""
+    original = manifest_of(run)
+    _in_copy(run, folder / "first", _sweep)
+    frame = evaluate_sweep(folder / "first", NAME).frame
+    distinct = frame.filter(work=SCORED)["key"].unique().to_list()
+    methods = [
+        {"name": selected.method.name, **selected.settings}
+        for selected in expand(GRID, original)
+        if selected.key in distinct
+    ]
+    seconds: dict[str, list[dict[str, float]]] = {"sweep": [], "infer": []}
+    for turn in range(turns):
+        seconds["sweep"].append(_in_copy(run, folder / f"sweep-{turn}", _sweep))
+        seconds["infer"].append(_in_copy(run, folder / f"infer-{turn}", lambda manifest: _infer(manifest, methods)))
+    return frame, distinct, seconds
 
 
 def _sweep(manifest: Manifest) -> None:

@@ -139,7 +139,8 @@ class Workload:
             pixels, own = self.pixels[rows], (1.0 - lam, lam)
             head = self.curve.at(lam)
             logits[rows] = self.scorer.merged_logits(pixels, own, head, tile=self.batch_size, following=after)
-            self.counts.update(batch=1, forward=self._in_tiles(len(rows)), bytes=pixels.nbytes)
+            forwards = "forward" if self.batch_size > 1 else "forward_alone"
+            self.counts.update({"batch": 1, forwards: self._in_tiles(len(rows)), "bytes": pixels.nbytes})
         return logits
 
     def _in_tiles(self, images: int) -> int:

@@ -27,5 +27,5 @@ def main() -> None:
     except SystemExit as end:
         # Typer turns an interrupt into this exit code, and says nothing.
         if end.code == INTERRUPTED:
-            print("interrupted: what is committed is kept; run the same command again to go on", file=sys.stderr)
+            print("interrupted: what was committed is kept; run the same command again", file=sys.stderr)
         raise

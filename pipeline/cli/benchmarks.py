@@ -35,9 +35,7 @@ def methods(
     tolerance: Annotated[
         list[float] | None, typer.Option("--tolerance", min=0, max=1, help="ε of a row t3-lambda@ε; repeatable.")
     ] = None,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where the forwards run.")
-    ] = "auto",
+    device: Device = "auto",
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"], typer.Option("--precision", help="Of the image towers.")
     ] = "fp32",
@@ -48,6 +46,7 @@ def methods(
 ) -> None:
     """Every way of merging against one plain model: ratio with interval, forwards, merges, bytes, memory."""
     if context.invoked_subcommand is not None:
+        _refuse_misplaced(context)
         return
     from pipeline.benchmarks.method_costs import Setting, method_costs
 
@@ -223,6 +222,20 @@ def _show(
     result = measure()
     kept = keep_result(name, result, folder, device=device)
     print_json(kept) if as_json else print(result["text"])
+
+
+def _refuse_misplaced(context: typer.Context) -> None:
+    """:class:`PipelineError` for options before a command: they are the table's, and would be ignored."""
+    from pipeline.errors import PipelineError
+
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
+    ]
+    if given:
+        command = context.invoked_subcommand
+        raise PipelineError(f"{', '.join(given)}: stands before {command!r}, which would ignore it; put it after it")
 
 
 def _device(asked: str) -> str:

@@ -34,7 +34,6 @@ from pipeline.drivers.planning.batches import BatchPlans
 from pipeline.drivers.planning.calibration import Calibration
 from pipeline.drivers.planning.files import SetFiles, measure_files
 from pipeline.drivers.planning.heads import measure_heads, measure_static
-from pipeline.drivers.planning.peak_memory import resident_bytes
 from pipeline.drivers.planning.sandbox import Sandbox, open_sandbox
 from pipeline.drivers.planning.stages import Pricing
 from pipeline.drivers.planning.storage import storage_rows, worker_memory
@@ -51,6 +50,7 @@ from pipeline.models.sources import SourceModels
 from pipeline.progress import phase_progress
 from pipeline.stages.context import RunContext
 from pipeline.stages.memory import return_large_blocks
+from pipeline.stages.peak_memory import resident_bytes
 from pipeline.stages.scoring_worker import make_scorer
 from pipeline.stages.selection import Selected, require_code_allowed, select_methods
 

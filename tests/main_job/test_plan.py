@@ -25,11 +25,11 @@ from pipeline.drivers.plan import plan
 from pipeline.drivers.planning.batches import WIDEST_GAP, imagine_lambdas
 from pipeline.drivers.planning.decoding import WindowReader
 from pipeline.drivers.planning.elapsed import Seconds, bottleneck, makespan
-from pipeline.drivers.planning.peak_memory import PeakMemory
 from pipeline.engines.local import LocalEngine
 from pipeline.errors import StaleCacheError
 from pipeline.manifest import Manifest
 from pipeline.results.plan_tables import duration, plan_tables, size
+from pipeline.stages.peak_memory import PeakMemory
 from pipeline.stages.selection import select_methods
 from tests.main_job.conftest import CommandLine
 from tests.main_job.factory import (

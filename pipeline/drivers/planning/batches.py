@@ -30,6 +30,8 @@ class BatchPlans:
     first: Mapping[str, pa.Table]
     _committed: dict[str, frozenset[int]] = field(default_factory=dict)
     _lambdas: dict[tuple[str, str, int], pa.Table] = field(default_factory=dict)
+    _of_method: str = ""
+    _batches: dict[tuple[str, int], pa.Table] = field(default_factory=dict)
 
     def committed(self, subject: Subject) -> frozenset[int]:
         """Parts whose evidence is there; ``StaleCacheError`` where it was made from other inputs."""
@@ -56,7 +58,15 @@ class BatchPlans:
         return all(len(self.committed(subject)) == subject.archive.parts for subject in subjects)
 
     def batches(self, subject: Subject, window: Window, selected: Selected) -> pa.Table:
-        """Batch plan of one window."""
+        """Batch plan of one window; those of the method asked for last are kept."""
+        if self._of_method != selected.key:
+            self._of_method, self._batches = selected.key, {}
+        key = (subject.name, window.index)
+        if key not in self._batches:
+            self._batches[key] = self._derive_batches(subject, window, selected)
+        return self._batches[key]
+
+    def _derive_batches(self, subject: Subject, window: Window, selected: Selected) -> pa.Table:
         samples = [self._samples(subject, part, selected) for part in window.part_numbers]
         if subject.unwritten.intersection(window.part_numbers) and "order" in selected.settings:
             # A stream is drawn from labels, which are not known yet; its batches have the sizes of those that arrive.

@@ -16,12 +16,12 @@ from pipeline.archives.archive import Archive
 from pipeline.coefficients.evidence import Evidence
 from pipeline.costs import CostModel, fit_costs
 from pipeline.drivers.planning.decoding import WindowReader
-from pipeline.drivers.planning.peak_memory import PeakMemory
 from pipeline.manifest.schema import ROLES
 from pipeline.models.scorer import Scorer
 from pipeline.stages.context import EXACT, RunContext
 from pipeline.stages.heads import Heads
 from pipeline.stages.infer import tile_of
+from pipeline.stages.peak_memory import PeakMemory
 from pipeline.stages.reading import read_block, rows_per_read
 from pipeline.stages.selection import Selected
 from pipeline.stages.tables import SAMPLE_COLUMNS, evidence_table

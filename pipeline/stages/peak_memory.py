@@ -7,6 +7,8 @@ from typing import Self
 import psutil
 import torch
 
+from pipeline.stages.memory import release_freed_memory
+
 SAMPLE_SECONDS = 0.005
 
 
@@ -26,6 +28,8 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
             self._before = torch.cuda.memory_allocated(self._device)
             return self
+        # What earlier work freed but malloc kept would be used again, and not be seen.
+        release_freed_memory()
         self._before = self._peak = resident_bytes()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
