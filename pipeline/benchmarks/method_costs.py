@@ -17,6 +17,7 @@ from pipeline.benchmarks.requirements import METHOD_RATIOS
 from pipeline.benchmarks.turns import interval_name, median_ratio, take_turns
 from pipeline.benchmarks.ways import PLAIN, Way, Workload
 from pipeline.costs import CostModel, fit_costs
+from pipeline.errors import PipelineError
 from pipeline.progress import work_progress
 from pipeline.stages.peak_memory import PeakMemory
 
@@ -26,7 +27,10 @@ AGREEMENTS = (("t3", "t3-loop"), ("t3-online", "t3-loop-online"))
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the benchmark runs on. ``samples`` images in batches of ``batch_size``, which is the tile too."""
+    """What the benchmark runs on. ``samples`` images in batches of ``batch_size``, which is the tile too.
+
+    ``only`` names the rows to measure beside the plain model's; empty means all.
+    """
 
     architecture: str = "ViT-B-16"
     samples: int = 32
@@ -37,6 +41,7 @@ class Setting:
     threads: int = 1
     pairs: int = 8
     tolerances: tuple[float, ...] = (0.01,)
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +96,7 @@ def method_costs(setting: Setting) -> dict[str, Any]:
 
 
 def _measure(work: Workload, setting: Setting) -> tuple[dict[str, Measured], dict[str, NDArray[np.float32]]]:
-    ways = work.ways(setting.tolerances)
+    ways = _chosen(work.ways(setting.tolerances), setting.only)
     logits: dict[str, NDArray[np.float32]] = {}
     counted: dict[str, tuple[Counter[str], int, int, int]] = {}
     with work_progress("bench", len(ways) * (setting.pairs + 1), "turns") as progress:
@@ -110,6 +115,13 @@ def _measure(work: Workload, setting: Setting) -> tuple[dict[str, Measured], dic
 
         seconds = take_turns({name: partial(go, way) for name, way in ways.items()}, setting.pairs)
     return {name: Measured(way, seconds[name], *counted[name]) for name, way in ways.items()}, logits
+
+
+def _chosen(ways: Mapping[str, Way], only: Sequence[str]) -> dict[str, Way]:
+    """The plain model and those that are asked for; :class:`PipelineError` for a name that is none."""
+    if unknown := [name for name in only if name not in ways]:
+        raise PipelineError(f"--only {', '.join(unknown)}: no such row; the rows are {', '.join(ways)}")
+    return {name: way for name, way in ways.items() if not only or name == PLAIN or name in only}
 
 
 def _spent(work: Workload) -> tuple[int, int]:
@@ -156,6 +168,7 @@ def _agreement(logits: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
     return {
         f"{one} and {other}": float(np.abs(logits[one] - logits[other]).max() / np.abs(logits[other]).max())
         for one, other in AGREEMENTS
+        if one in logits and other in logits
     }
 
 

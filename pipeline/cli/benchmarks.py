@@ -35,6 +35,9 @@ def methods(
     tolerance: Annotated[
         list[float] | None, typer.Option("--tolerance", min=0, max=1, help="ε of a row t3-lambda@ε; repeatable.")
     ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="ROW", help="Measure this row beside plain; repeatable.")
+    ] = None,
     device: Device = "auto",
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"], typer.Option("--precision", help="Of the image towers.")
@@ -60,6 +63,7 @@ def methods(
         threads=threads,
         pairs=pairs,
         tolerances=tuple(tolerance or [0.01]),
+        only=tuple(only or []),
     )
     measure = partial(method_costs, setting)
     _show(f"methods-{_slug(architecture)}", measure, folder, as_json=as_json, device=setting.device)

@@ -15,6 +15,7 @@ from pipeline.benchmarks.method_costs import Setting, method_costs
 from pipeline.benchmarks.random_pair import random_pair
 from pipeline.benchmarks.scaling import scaling
 from pipeline.benchmarks.ways import Workload
+from pipeline.errors import PipelineError
 from tests.models.factory import RESNET10, TINY, TINY_RESNET, write_config
 
 N, SIZE = 12, 4
@@ -135,6 +136,15 @@ def test_a_tower_with_an_unknown_layer_merges_for_each_image_and_says_so(tmp_pat
     assert found["per_sample"] == "merge loop"
     assert (by_name(found)["t3"]["image_forwards"], by_name(found)["t3"]["merges"]) == (4, 4)
     assert "merges for each" in found["text"]
+
+
+def test_only_rows_that_are_asked_for_are_measured_beside_the_plain_model(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    found = method_costs(setting(path, only=("t3", "soup")))
+    assert [row["name"] for row in found["rows"]] == ["plain", "soup", "t3"]
+    assert found["agreement"] == {}
+    with pytest.raises(PipelineError, match="--only t4: no such row; the rows are plain, ensemble, "):
+        method_costs(setting(path, only=("t4",)))
 
 
 def test_scaling_changes_one_thing_at_a_time(tmp_path: Path) -> None:
