@@ -29,6 +29,6 @@ class Bar:
         return replace(bar, bound=requirement.bound, at_least=requirement.at_least, paper=requirement.paper)
 
 
-def chart(title: str, unit: str, bars: Sequence[Bar]) -> dict[str, Any]:
-    """What a result holds for the report: ``title``, ``unit`` of the values, and ``bars``."""
-    return {"title": title, "unit": unit, "bars": [asdict(bar) for bar in bars]}
+def chart(title: str, unit: str, bars: Sequence[Bar], note: str = "") -> dict[str, Any]:
+    """What a result holds for the report: ``title``, ``unit`` of the values, ``bars``, and what to know about them."""
+    return {"title": title, "unit": unit, "bars": [asdict(bar) for bar in bars], "note": note}

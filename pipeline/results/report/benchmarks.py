@@ -9,7 +9,7 @@ import polars as pl
 
 from pipeline.errors import RunDirectoryError
 from pipeline.results.report.drawing import GRID, INK, SMALL, colour, draw, look_of, open_axes, wrapped
-from pipeline.results.report.figure import Figure, slug
+from pipeline.results.report.figure import Figure, counted, slug
 from pipeline.results.report.places import sentences
 
 BAR_INCHES, MARGIN_INCHES = 0.24, 0.75
@@ -39,7 +39,7 @@ def benchmark_figures(folder: Path) -> list[Figure]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        required = {key: result[key] for key in ("title", "unit", "bars", "command", "date", "machine")}
+        required = {key: result[key] for key in ("title", "unit", "bars", "note", "command", "date", "machine")}
         pl.DataFrame(required["bars"], schema=SCHEMA)
     except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
         raise RunDirectoryError(
@@ -51,7 +51,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _figure(path: Path, result: Mapping[str, Any]) -> Figure:
     data = pl.DataFrame(result["bars"], schema=SCHEMA)
     machine = result["machine"]
-    cores = f"{machine.get('cores')} cores, {machine.get('threads')} threads, {machine.get('device')}"
+    cores = ", ".join(
+        counted(machine[name], name.removesuffix("s")) for name in ("cores", "threads") if name in machine
+    )
     has_bound, has_paper = data["bound"].null_count() < len(data), data["paper"].null_count() < len(data)
     name, height = slug("bench", path.stem), MARGIN_INCHES + BAR_INCHES * len(data)
     return Figure(
@@ -62,7 +64,8 @@ def _figure(path: Path, result: Mapping[str, Any]) -> Figure:
             _whiskers(data),
             "A bar across marks the bound that a figure is held to." if has_bound else "",
             "A diamond is what the T³ paper reports, on another machine." if has_paper else "",
-            f"{result['command']}, {result['date']}, {machine.get('processor')}, {cores}.",
+            result["note"],
+            f"{result['command']}, {result['date']}, {machine.get('processor')}, {cores}, {machine.get('device')}.",
         ),
         description=_describe(data),
         svg=draw(name, height, lambda figure: _paint(figure, result["unit"], data)),
