@@ -29,7 +29,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The README's figures, about an hour on two cores; kept in runs/bench for `pipeline report RUN --bench runs/bench`.
+# The README's figures, about two hours on two cores; kept in runs/bench for `pipeline report RUN --bench runs/bench`.
 bench: $(READY)
 	$(BIN)/pipeline bench --architecture ViT-B-16
 	$(BIN)/pipeline bench --architecture ViT-B-32 --samples 64

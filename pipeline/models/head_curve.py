@@ -105,9 +105,11 @@ def chebyshev_lobatto(count: int) -> NDArray[np.float64]:
     return nodes
 
 
+@cache
 def _barycentric_weights(count: int) -> NDArray[np.float64]:
     weights = np.where(np.arange(count) % 2, -1.0, 1.0)
     weights[[0, -1]] *= 0.5
+    weights.flags.writeable = False
     return weights
 
 

@@ -41,3 +41,11 @@ def test_an_operation_without_a_price_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="no price is known for merge, read"):
         CostModel({"forward": 1.0}).predict({"forward": 1, "read": 2, "merge": 1})
     assert CostModel({"forward": 1.0}).predict({"forward": 2, "merge": 0}) == 2.0
+
+
+def test_what_cannot_be_told_apart_is_paid_for_by_the_more_frequent_operation() -> None:
+    plain, merged = {"forward": 32.0, "batch": 1.0}, {"forward": 32.0, "batch": 1.0, "merge": 1.0}
+    fitted = fit_costs([(plain, 3.2), (merged, 3.3)])
+    assert fitted.seconds == pytest.approx({"forward": 0.1, "merge": 0.1, "batch": 0.0})
+    # By a price for the batch alone, three passes in one batch would cost what one does.
+    assert fitted.predict({"forward": 96, "batch": 1, "merge": 1}) == pytest.approx(9.7)
