@@ -29,7 +29,6 @@ from pipeline.engines.local import LocalEngine
 from pipeline.errors import StaleCacheError
 from pipeline.manifest import Manifest
 from pipeline.results.plan_tables import duration, plan_tables, size
-from pipeline.stages.peak_memory import PeakMemory
 from pipeline.stages.selection import select_methods
 from tests.main_job.conftest import CommandLine
 from tests.main_job.factory import (
@@ -436,21 +435,3 @@ def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> Non
 
 def test_sizes_have_the_unit_that_fits() -> None:
     assert [size(count) for count in (12, 1500, 2.5e9, 3e12)] == ["12 B", "1.5 kB", "2.5 GB", "3 TB"]
-
-
-def test_peak_memory_counts_what_is_held_in_between() -> None:
-    with PeakMemory(torch.device("cpu")) as peak:
-        held = np.ones(64 << 20, dtype=np.uint8)
-        time.sleep(0.1)
-        del held
-    assert 60 << 20 <= peak.bytes <= 200 << 20
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_peak_memory_on_a_gpu_is_what_the_device_counts() -> None:
-    device = torch.device("cuda")
-    kept = torch.ones(1 << 20, device=device)
-    with PeakMemory(device) as peak:
-        torch.ones(8 << 20, device=device)
-    assert peak.bytes == 32 << 20
-    assert kept.sum() == 1 << 20
