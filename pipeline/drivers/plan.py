@@ -45,11 +45,11 @@ from pipeline.drivers.precompute import planned_methods
 from pipeline.engines.local import LocalEngine
 from pipeline.errors import ArchiveError, ManifestError
 from pipeline.manifest.schema import Manifest
+from pipeline.memory import return_large_blocks
 from pipeline.models.numeric_kind import choose_device
 from pipeline.models.sources import SourceModels
 from pipeline.progress import phase_progress
 from pipeline.stages.context import RunContext
-from pipeline.stages.memory import return_large_blocks
 from pipeline.stages.peak_memory import resident_bytes
 from pipeline.stages.scoring_worker import make_scorer
 from pipeline.stages.selection import Selected, require_code_allowed, select_methods

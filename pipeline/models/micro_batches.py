@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from pipeline.errors import OutOfMemoryError, one_line
+from pipeline.memory import release_freed_memory
 
 # Besides torch.OutOfMemoryError and MemoryError: torch's allocator on the CPU (its text differs by system), CUDA's own
 # calls (pinned memory, cuBLAS's workspace), C++ libraries below torch, and oneDNN and cuDNN, which name no cause: torch
@@ -77,8 +78,11 @@ class MicroBatches:
             )
         self._limit = size // 2
         gc.collect()
+        # What an allocator keeps of the pieces that fitted is in the way of the smaller ones.
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+        else:
+            release_freed_memory()
 
 
 @contextmanager

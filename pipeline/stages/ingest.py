@@ -7,8 +7,8 @@ from pipeline.archives.ingest import write_part
 from pipeline.archives.source import Source
 from pipeline.manifest.images import EvaluationSet
 from pipeline.manifest.schema import Manifest
+from pipeline.memory import return_large_blocks
 from pipeline.stages.context import archive_path
-from pipeline.stages.memory import return_large_blocks
 from pipeline.stages.sources import open_source
 from pipeline.stages.work import Report, WorkItem
 from pipeline.store.ledger import Ledger

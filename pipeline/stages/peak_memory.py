@@ -7,7 +7,7 @@ from typing import Self
 import psutil
 import torch
 
-from pipeline.stages.memory import release_freed_memory
+from pipeline.memory import release_freed_memory
 
 SAMPLE_SECONDS = 0.005
 

@@ -6,6 +6,7 @@ import torch
 
 from pipeline.errors import StaleCacheError
 from pipeline.manifest.schema import Manifest
+from pipeline.memory import return_large_blocks
 from pipeline.models.architectures import AnyArchitecture, load_architecture
 from pipeline.models.class_embeddings import HeadSource
 from pipeline.models.numeric_kind import choose_device, kind_for_settings, require_kind
@@ -13,7 +14,6 @@ from pipeline.models.scorer import Scorer
 from pipeline.models.sources import SourceModels, load_sources
 from pipeline.stages.context import ModelsIdentity, RunContext
 from pipeline.stages.heads import Heads, count_text, load_heads
-from pipeline.stages.memory import return_large_blocks
 from pipeline.store.fingerprints import digest_json
 from pipeline.store.ledger import Ledger
 
