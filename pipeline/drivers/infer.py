@@ -13,7 +13,7 @@ from pipeline.methods import Combination
 from pipeline.progress import sample_progress
 from pipeline.stages.context import RunContext
 from pipeline.stages.grid import commit_oracle
-from pipeline.stages.infer import STAGE, MakeInferWorker, slice_fingerprints, window_of
+from pipeline.stages.infer import STAGE, MakeInferWorker, committed_slices, is_committed_part, window_of
 from pipeline.stages.online import MakeOnlineWorker
 from pipeline.stages.plain import commit_plain
 from pipeline.stages.plan import covered_rows, plan_path
@@ -21,7 +21,6 @@ from pipeline.stages.selection import Selected, select_methods
 from pipeline.stages.static import ledger_stage
 from pipeline.stages.work import Report, WorkItem
 from pipeline.store.lease import hold_lease
-from pipeline.store.tables import PartState, part_state
 
 
 def infer(
@@ -121,14 +120,10 @@ def _missing_slices(
         for item in context.manifest.evaluation_sets:
             archive = context.archive(item.name)
             for window in context.windows(archive):
-                wanted = slice_fingerprints(context, item.name, archive, window, selected)
                 rows = None if online else covered_rows(plan_path(context, item.name, window, selected))
-                for part, fingerprint in wanted.items():
-                    path = context.directory.predictions(selected.variant, item.name, part)
-                    if part_state(path, fingerprint, rows=rows) is not PartState.COMMITTED:
-                        missing.append(WorkItem(item.name, part, selected.key))
-                summary.skipped += len(wanted)
-    summary.skipped -= len(missing)
+                done = committed_slices(context, item.name, archive, window, selected, rows)
+                missing += [WorkItem(item.name, part, selected.key) for part in window.part_numbers if part not in done]
+                summary.skipped += len(done)
     return missing
 
 
@@ -137,14 +132,11 @@ def _missing_parts(context: RunContext, methods: Sequence[Selected], summary: Su
     missing = []
     for selected in methods:
         is_grid = selected.method.combination == "grid"
-        path_of = context.directory.grid if is_grid else context.directory.predictions
         for item in context.manifest.evaluation_sets:
             archive = context.archive(item.name)
             for part in range(archive.parts):
-                fingerprint = context.part_fingerprint(item.name, archive, part, selected)
-                path = path_of(selected.variant, item.name, part)
                 rows = covered_rows(context.directory.evidence(item.name, part))
-                if part_state(path, fingerprint, rows=rows) is not PartState.COMMITTED:
+                if not is_committed_part(context, item.name, archive, part, selected, rows):
                     missing.append(WorkItem(item.name, part, selected.key))
                 elif not is_grid:
                     summary.skipped += 1

@@ -21,7 +21,7 @@ from pipeline.manifest.section import SET_NAME
 from pipeline.progress import sample_progress
 from pipeline.stages.context import RunContext
 from pipeline.stages.copies import commit_copy
-from pipeline.stages.infer import STAGE, MakeInferWorker, plan_digest, slice_fingerprints
+from pipeline.stages.infer import STAGE, MakeInferWorker, committed_slices, plan_digest
 from pipeline.stages.plan import covered_rows, plan_path
 from pipeline.stages.selection import Selected
 from pipeline.stages.work import Report, WorkItem
@@ -29,7 +29,6 @@ from pipeline.store.files import write_json
 from pipeline.store.fingerprints import digest_json
 from pipeline.store.lease import hold_lease
 from pipeline.store.run_directory import RunDirectory
-from pipeline.store.tables import PartState, part_state
 
 NAME = "sweep"
 # Small files made durable one by one wait for the disk most of the time: more of them wait at once.
@@ -227,16 +226,10 @@ def _classes(methods: Iterable[Selected], digests: Mapping[str, str]) -> list[li
     return list(classes.values())
 
 
-def _committed(context: RunContext, name: str, archive: Archive, window: Window, selected: Selected) -> set[int]:
+def _committed(context: RunContext, name: str, archive: Archive, window: Window, selected: Selected) -> frozenset[int]:
     """Parts of a window for which a method's predictions are there, made from its plan as it is now."""
     rows = covered_rows(plan_path(context, name, window, selected))
-    wanted = slice_fingerprints(context, name, archive, window, selected)
-    path_of = context.directory.predictions
-    return {
-        part
-        for part, fingerprint in wanted.items()
-        if part_state(path_of(selected.variant, name, part), fingerprint, rows=rows) is PartState.COMMITTED
-    }
+    return committed_slices(context, name, archive, window, selected, rows)
 
 
 def _run(context: RunContext, engine: Engine, items: list[WorkItem], summary: Summary) -> None:

@@ -11,11 +11,12 @@ import pyarrow as pa
 
 from pipeline.archives.archive import Archive, Window
 from pipeline.stages.context import RunContext
-from pipeline.stages.infer import InferWorker, WindowPlan, slice_fingerprints
+from pipeline.stages.infer import InferWorker, slice_fingerprints
 from pipeline.stages.plan import derive_batches, derive_samples, window_rows, window_samples
 from pipeline.stages.precompute import PrecomputeWorker
 from pipeline.stages.scoring import Predictions
 from pipeline.stages.selection import Selected
+from pipeline.stages.slices import WindowPlan
 from pipeline.stages.tables import rows_digest
 from pipeline.stages.work import Report, WorkItem
 from pipeline.store.ledger import Ledger

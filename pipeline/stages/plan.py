@@ -109,7 +109,13 @@ def window_samples(archive: Archive, window: Window) -> pa.Table:
     return pa.concat_tables(archive.samples(part).select(["row", "sample_id", "label"]) for part in window.part_numbers)
 
 
-def slice_of_each_batch(sizes: NDArray[np.int32], window: Window, part_rows: int) -> NDArray[np.int64]:
+def batches_of_slice(batches: pa.Table, window: Window, part_rows: int, part: int) -> pa.Table:
+    """Batches of one slice of a window's plan, in the order in which they are scored."""
+    slices = _slice_of_each_batch(batches["size"].to_numpy(), window, part_rows)
+    return batches.filter(pa.array(slices == part)).sort_by([("lambda", "ascending"), ("batch", "ascending")])
+
+
+def _slice_of_each_batch(sizes: NDArray[np.int32], window: Window, part_rows: int) -> NDArray[np.int64]:
     """Number of the slice, and so of the predictions part, that each batch [B] of a window belongs to.
 
     The slices of a window are numbered like its archive parts: how many there are, and which files a finished run

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,3 +63,26 @@ def rows_per_read(archive: Archive, read_bytes: int, multiple: int) -> int:
     limit = min(read_bytes // image_bytes, max(archive.part_rows // READS_PER_PART, whole_chunks))
     step = whole_chunks if whole_chunks <= limit else multiple
     return max(1, limit // step) * step
+
+
+class Piece(NamedTuple):
+    """Rows ``start`` to ``stop`` of a batch, which is given by its position."""
+
+    batch: int
+    start: int
+    stop: int
+
+
+def shared_reads(sizes: Iterable[int], limit: int) -> list[list[Piece]]:
+    """What is read at once, at most ``limit`` rows, of batches of ``sizes`` rows: neighbours, large ones in pieces."""
+    reads: list[list[Piece]] = []
+    filled = limit
+    for batch, size in enumerate(sizes):
+        for start in range(0, size, limit):
+            stop = min(start + limit, size)
+            if filled + stop - start > limit:
+                reads.append([])
+                filled = 0
+            reads[-1].append(Piece(batch, start, stop))
+            filled += stop - start
+    return reads

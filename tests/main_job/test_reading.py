@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.archives.archive import Archive, ArchiveRecord
 from pipeline.archives.pixels import choose_chunk_rows
 from pipeline.geometry import Geometry
 from pipeline.manifest import Manifest
-from pipeline.stages.reading import rows_per_read
+from pipeline.stages.reading import rows_per_read, shared_reads
 from tests.main_job.factory import assert_same_files, copy_run, predictions_folder, result_files, run_infer
 
 # The archive's five parts of 128 rows of 28x28 are a chunk each.
@@ -86,6 +88,18 @@ def test_a_read_is_whole_tiles_within_its_bytes_and_an_eighth_of_a_part(
     chunk_rows = choose_chunk_rows(part_rows, side * side * 3)
     record = ArchiveRecord(("a", "b"), Geometry(side, side), part_rows, chunk_rows, part_rows, segments=())
     assert rows_per_read(Archive(tmp_path, record), read_bytes, tile) == rows
+
+
+@given(sizes=st.lists(st.integers(0, 40), max_size=20), limit=st.integers(1, 30))
+def test_neighbouring_batches_share_a_read_while_they_fit_and_large_ones_are_cut(sizes: list[int], limit: int) -> None:
+    reads = shared_reads(sizes, limit)
+    rows = [(piece.batch, row) for read in reads for piece in read for row in range(piece.start, piece.stop)]
+    assert rows == [(batch, row) for batch, size in enumerate(sizes) for row in range(size)]
+    lengths = [[piece.stop - piece.start for piece in read] for read in reads]
+    assert all(0 < sum(read) <= limit for read in lengths)
+    assert all(sum(read) + after[0] > limit for read, after in zip(lengths, lengths[1:], strict=False))
+    pieces = [piece for read in reads for piece in read]
+    assert all(piece.stop == sizes[piece.batch] or piece.stop - piece.start == limit for piece in pieces)
 
 
 def clear(run: Manifest, method: str = "t3-lambda") -> None:

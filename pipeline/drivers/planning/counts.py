@@ -14,12 +14,12 @@ from pipeline.drivers.planning.subjects import Subject
 from pipeline.manifest.schema import ROLES
 from pipeline.stages.context import EXACT, RunContext
 from pipeline.stages.grid import grid_lambdas
-from pipeline.stages.infer import cached_bytes, slice_fingerprints, tile_of
-from pipeline.stages.plan import covered_rows, slice_of_each_batch, window_rows
-from pipeline.stages.reading import rows_per_read
+from pipeline.stages.infer import committed_slices, is_committed_part, tile_of
+from pipeline.stages.plan import batches_of_slice, covered_rows, window_rows
+from pipeline.stages.reading import rows_per_read, shared_reads
 from pipeline.stages.selection import Selected
+from pipeline.stages.slices import cached_bytes
 from pipeline.stages.tables import matrix_from_lists
-from pipeline.store.tables import PartState, part_state
 
 Weights = NDArray[np.float64]
 
@@ -133,12 +133,9 @@ def _is_committed(context: RunContext, plans: BatchPlans, subject: Subject, part
     """Whether a part of a method without batches is there; evidence that is to be measured again has the same rows."""
     if part in subject.unwritten:
         return False
-    is_grid = selected.method.combination == "grid"
-    path_of = context.directory.grid if is_grid else context.directory.predictions
     known = part in plans.committed(subject)
     rows = covered_rows(context.directory.evidence(subject.name, part)) if known else None
-    fingerprint = context.part_fingerprint(subject.name, subject.archive, part, selected)
-    return part_state(path_of(selected.variant, subject.name, part), fingerprint, rows=rows) is PartState.COMMITTED
+    return is_committed_part(context, subject.name, subject.archive, part, selected, rows)
 
 
 def _part_item(
@@ -166,13 +163,12 @@ def _slices(
     context: RunContext, plans: BatchPlans, subject: Subject, window: Window, selected: Selected
 ) -> Iterator[Item]:
     batches = plans.batches(subject, window, selected)
-    slices = slice_of_each_batch(batches["size"].to_numpy(), window, subject.archive.part_rows)
     done = _committed_slices(context, plans, subject, window, selected)
     # What is left starts with nothing decoded, whatever was kept for those slices that are done.
     room = cached_bytes(batches, context.manifest.compute.read_bytes)
     readers = {is_done: WindowReader(subject.archive, room) for is_done in (False, True)}
     for part in window.part_numbers:
-        chosen = batches.filter(pa.array(slices == part)).sort_by([("lambda", "ascending"), ("batch", "ascending")])
+        chosen = batches_of_slice(batches, window, subject.archive.part_rows, part)
         yield _slice_item(context, subject, part, selected, chosen, readers[part in done], done=part in done)
 
 
@@ -190,9 +186,9 @@ def _slice_item(
     exact = context.implementation(selected) == EXACT
     images = int(sizes.sum())
     limit = rows_per_read(subject.archive, context.manifest.compute.read_bytes, tile)
-    cuts = _block_starts(sizes, limit)
+    read_sizes = [sum(piece.stop - piece.start for piece in read) for read in shared_reads(sizes.tolist(), limit)]
     rows = batches["rows"].combine_chunks().flatten().to_numpy()
-    calls = -(-np.diff([0, *cuts, images]) // tile) * len(ROLES) if exact else -(-sizes // tile)
+    calls = -(-np.array(read_sizes, dtype=np.int64) // tile) * len(ROLES) if exact else -(-sizes // tile)
     lambdas = batches["lambda"].fill_null(np.nan).to_numpy().astype(np.float64)
     return Item(
         evaluation_set=subject.name,
@@ -201,27 +197,13 @@ def _slice_item(
         calls=int(calls.sum()),
         forward_images=len(ROLES) * images if exact else images,
         tile=tile,
-        decoded=sum(reader.decode(block) for block in np.split(rows, cuts)),
-        blocks=len(cuts) + 1 if images else 0,
+        decoded=sum(reader.decode(block) for block in np.split(rows, np.cumsum(read_sizes[:-1], dtype=np.int64))),
+        blocks=len(read_sizes),
         batches=len(sizes),
         weights=np.empty((0, len(context.sources))) if exact else _weights(context, batches, lambdas),
         lambdas=np.empty(0) if selected.weighs_sources else lambdas,
         done=done,
     )
-
-
-def _block_starts(sizes: NDArray[np.int64], limit: int) -> list[int]:
-    """Where new reads start among a slice's rows: whole batches while they fit, larger ones cut at ``limit``."""
-    cuts: list[int] = []
-    filled = start = 0
-    for size in sizes.tolist():
-        for piece in [limit] * (size // limit) + [size % limit] * (size % limit > 0):
-            if filled and filled + piece > limit:
-                cuts.append(start)
-                filled = 0
-            filled += piece
-            start += piece
-    return cuts
 
 
 def _weights(context: RunContext, batches: pa.Table, lambdas: NDArray[np.float64]) -> Weights:
@@ -235,17 +217,11 @@ def _weights(context: RunContext, batches: pa.Table, lambdas: NDArray[np.float64
 
 def _committed_slices(
     context: RunContext, plans: BatchPlans, subject: Subject, window: Window, selected: Selected
-) -> set[int]:
+) -> frozenset[int]:
     """Slices of a window whose predictions are there; without evidence, those that online inference left."""
     if subject.unwritten.intersection(window.part_numbers):
-        return set()
+        return frozenset()
     known = plans.committed(subject).issuperset(window.part_numbers)
     evidence = [context.directory.evidence(subject.name, part) for part in window.part_numbers]
     rows = window_rows([covered_rows(path) for path in evidence]) if known else None
-    path_of = context.directory.predictions
-    wanted = slice_fingerprints(context, subject.name, subject.archive, window, selected)
-    return {
-        part
-        for part, fingerprint in wanted.items()
-        if part_state(path_of(selected.variant, subject.name, part), fingerprint, rows=rows) is PartState.COMMITTED
-    }
+    return committed_slices(context, subject.name, subject.archive, window, selected, rows)

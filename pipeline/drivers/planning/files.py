@@ -17,7 +17,7 @@ from pipeline.drivers.planning.calibration import first_part
 from pipeline.drivers.planning.sandbox import Sandbox
 from pipeline.drivers.planning.subjects import Subject
 from pipeline.stages.grid import grid_lambdas, grid_table
-from pipeline.stages.plan import derive_samples, slice_of_each_batch
+from pipeline.stages.plan import batches_of_slice, derive_samples
 from pipeline.stages.precompute import STAGE
 from pipeline.stages.scoring import PartLogits
 from pipeline.stages.selection import Selected
@@ -127,8 +127,8 @@ class _Files:
         images = int(plan["size"].to_numpy().sum())
         small = self._written(lambda: plan.slice(0, 1), fingerprint)
         large = self._written(lambda: self._plans.batches(self._subject, window, item), fingerprint)
-        slices = slice_of_each_batch(plan["size"].to_numpy(), window, self._archive.part_rows)
-        return plan.filter(pa.array(slices == window.first_part)), _line(small, large, 0, images)
+        first = batches_of_slice(plan, window, self._archive.part_rows, window.first_part)
+        return first, _line(small, large, 0, images)
 
     def _cost(
         self, table: pa.Table, fingerprint: Fingerprint, make: Callable[[pa.Table], pa.Table] | None = None

@@ -10,9 +10,9 @@ from pipeline.drivers.planning.subjects import Subject
 from pipeline.drivers.planning.work import RunPlan
 from pipeline.models.scorer import Scorer
 from pipeline.models.sources import SourceModels
-from pipeline.stages.infer import cached_bytes
 from pipeline.stages.precompute import STAGE
 from pipeline.stages.reading import rows_per_read
+from pipeline.stages.slices import cached_bytes
 
 # In use by the device, and being read meanwhile.
 BLOCKS_HELD = 2
