@@ -1,6 +1,7 @@
 """What workers read: each chunk of a window once, in pieces that leave the device little to wait for."""
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_neighbouring_batches_share_a_read_while_they_fit_and_large_ones_are_cut
     assert rows == [(batch, row) for batch, size in enumerate(sizes) for row in range(size)]
     lengths = [[piece.stop - piece.start for piece in read] for read in reads]
     assert all(0 < sum(read) <= limit for read in lengths)
-    assert all(sum(read) + after[0] > limit for read, after in zip(lengths, lengths[1:], strict=False))
+    assert all(sum(read) + after[0] > limit for read, after in pairwise(lengths))
     pieces = [piece for read in reads for piece in read]
     assert all(piece.stop == sizes[piece.batch] or piece.stop - piece.start == limit for piece in pieces)
 
