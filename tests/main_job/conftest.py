@@ -1,4 +1,4 @@
-"""One pair, one set of archives and one finished run, shared by all tests that only read them."""
+"""One pair, one set of archives and finished runs, shared by all tests that only read them."""
 
 import sys
 from collections.abc import Callable
@@ -10,7 +10,9 @@ from pipeline import cli
 from pipeline.drivers.ingest import ingest
 from pipeline.engines.local import LocalEngine
 from pipeline.manifest import Manifest
-from tests.main_job.factory import make_pair, run_both, study
+from tests.main_job.all_methods import Everything, run_everything
+from tests.main_job.factory import PlainClip, make_pair, make_sources, run_both, study
+from tests.main_job.sources import SITES
 
 CommandLine = Callable[..., tuple[int, str, str]]
 
@@ -34,6 +36,23 @@ def archives(tmp_path_factory: pytest.TempPathFactory, pair: Path) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory, pair: Path, archives: Path) -> Manifest:
     """A run of both stages with all methods. Not to be written to."""
     return run_both(study(tmp_path_factory.mktemp("finished"), pair, archives))
+
+
+@pytest.fixture(scope="session")
+def everything(tmp_path_factory: pytest.TempPathFactory, pair: Path, archives: Path) -> Everything:
+    """A run of all methods, and of some again at other settings. Not to be written to."""
+    return run_everything(tmp_path_factory.mktemp("everything"), pair, archives)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints of three sources by name."""
+    return make_sources(tmp_path_factory.mktemp("models"), SITES)
+
+
+@pytest.fixture(scope="session")
+def plain() -> PlainClip:
+    return PlainClip()
 
 
 @pytest.fixture

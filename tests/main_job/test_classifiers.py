@@ -2,26 +2,30 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import timm
-import torch
 import yaml
 from numpy.typing import NDArray
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from scipy.special import log_softmax, softmax
 
 from pipeline.archives.synthetic import SyntheticSource
-from pipeline.drivers.finetune import finetune
-from pipeline.drivers.ingest import ingest
-from pipeline.engines.local import LocalEngine
 from pipeline.manifest import Manifest, load_manifest
 from pipeline.stages.selection import select_methods
+from tests.main_job.classifiers import (
+    CONFIGS,
+    DECOUPLED,
+    IMAGES,
+    METHODS,
+    ROLES,
+    PlainTimm,
+    Weights,
+    trained_and_run,
+    write_study,
+)
 from tests.main_job.conftest import CommandLine
 from tests.main_job.factory import (
     MANIFEST,
@@ -36,88 +40,9 @@ from tests.main_job.factory import (
     run_both,
     run_infer,
     run_precompute,
-    single_precision,
 )
 
-IMAGES, CLASSES = 150, 4
-ROLES = ("generalist", "expert")
-SOUP: dict[str, Any] = {"name": "soup", "alpha": 0.4}
-DECOUPLED = {"name": "entropy-adaptive", "temperature": 0.5, "temperature_head": 0.1}
-METHODS: list[Any] = ["generalist", "expert", "ensemble", "t3-batch", SOUP, "ties", DECOUPLED, "dawin"]
-CONFIGS: dict[str, dict[str, Any]] = {
-    "resnet": {
-        "architecture": "resnet10t",
-        "num_classes": CLASSES,
-        "model_args": {"stem_width": 8},
-        "pretrained_cfg": {"input_size": [3, 28, 28], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]},
-    },
-    "vit": {
-        "architecture": "vit_tiny_patch16_224",
-        "num_classes": CLASSES,
-        "model_args": {"img_size": 28, "patch_size": 7, "depth": 1, "embed_dim": 24, "num_heads": 2},
-    },
-}
 HEADS = {"resnet": "fc.", "vit": "head."}
-NORMALISATION = {"resnet": ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)), "vit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
-Weights = dict[str, NDArray[np.float64]]
-
-
-def cells(count: int, seed: int, site: str = "a") -> list[dict[str, Any]]:
-    return [{"name": "cells", "source": {"kind": "synthetic", "count": count, "seed": seed, "site": site}}]
-
-
-def write_study(folder: Path, config: dict[str, Any], **entries: Any) -> Path:
-    """A pair of classifiers, how both are trained, and the set on which they are compared."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tiny.json").write_text(json.dumps(config))
-    epochs = 10 if "vit" in config["architecture"] else 2
-    training = {"epochs": epochs, "learning_rate": 5e-3, "batch_size": 16, "patience": 10, "threads": 1}
-    content: dict[str, Any] = {
-        "name": "classifiers",
-        "output": "run",
-        "archives": "archives",
-        "pair": {"architecture": "tiny.json", **{role: f"./{role}.safetensors" for role in ROLES}},
-        "methods": METHODS,
-        "part_rows": 64,
-        "compute": {"device": "cpu"},
-        "evaluation_sets": cells(IMAGES, seed=11),
-        "finetune": {
-            "generalist": training
-            | {"init": "random", "train": cells(256, seed=1, site="c"), "validation": cells(32, seed=2, site="c")},
-            "expert": training | {"init": "generalist", "train": cells(256, seed=3), "validation": cells(32, seed=4)},
-        },
-        **entries,
-    }
-    (folder / MANIFEST).write_text(yaml.safe_dump(content, sort_keys=False))
-    return folder / MANIFEST
-
-
-def trained_and_run(path: Path) -> Manifest:
-    manifest = load_manifest(path)
-    assert [item.role for item in finetune(manifest)] == ["generalist", "expert"]
-    ingest(manifest, LocalEngine(manifest))
-    return run_both(manifest)
-
-
-class PlainTimm:
-    """timm by itself: pixels normalised by hand, weights strictly loaded under timm's own names."""
-
-    def __init__(self, backbone: str, images: dict[int, Image.Image], classes: int = CLASSES) -> None:
-        config = CONFIGS[backbone]
-        self.model = timm.create_model(config["architecture"], num_classes=classes, **config["model_args"]).eval()
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in NORMALISATION[backbone])
-        self._pixels = {
-            row: (torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1) / 255 - mean) / std
-            for row, image in images.items()
-        }
-
-    @torch.inference_mode()
-    def logits(self, state: Weights, rows: list[int]) -> NDArray[np.float64]:
-        torch.set_num_threads(1)
-        own = self.model.state_dict()
-        self.model.load_state_dict({key: value.to(own[key].dtype) for key, value in single_precision(state).items()})
-        logits: NDArray[np.float64] = self.model(torch.stack([self._pixels[row] for row in rows])).double().numpy()
-        return logits
 
 
 def interpolated(pair: list[Weights], lam: float) -> Weights:
@@ -323,40 +248,6 @@ def test_checkpoints_and_sets_of_another_class_count_are_a_line_each(
     assert [line.split(": ")[1] for line in lines] == ["pair.generalist", "pair.expert", "evaluation set 'cells'"]
 
 
-def test_classifiers_of_real_images(tmp_path: Path, data_root: Path) -> None:
-    def breast(split: str, limit: int) -> list[dict[str, Any]]:
-        source = {"kind": "medmnist", "flag": "breastmnist", "split": split, "limit": limit}
-        return [{"name": "breast", "source": source}]
-
-    training = {"epochs": 2, "learning_rate": 2e-3, "batch_size": 16, "threads": 1}
-    sets = {"train": breast("train", 96), "validation": breast("val", 32)}
-    path = write_study(
-        tmp_path,
-        CONFIGS["resnet"] | {"num_classes": 2},
-        data_root=str(data_root),
-        evaluation_sets=breast("test", 156),
-        finetune={
-            "generalist": training | sets | {"init": "random", "epochs": 1},
-            "expert": training | sets | {"init": "generalist"},
-        },
-    )
-    manifest = trained_and_run(path)
-    with np.load(data_root / "medmnist" / "breastmnist.npz") as arrays:
-        images = {row: Image.fromarray(image) for row, image in enumerate(arrays["test_images"])}
-        labels = arrays["test_labels"].reshape(-1).tolist()
-    plain = PlainTimm("resnet", images, classes=2)
-    evidence = read_evidence(manifest, "breast")
-    assert evidence["label"].to_pylist() == labels
-    for role in ROLES:
-        expected = plain.logits(numpy_weights(tmp_path / f"{role}.safetensors"), sorted(images))
-        np.testing.assert_allclose(matrix(evidence, f"logits_{role}"), expected, rtol=1e-5, atol=1e-5)
-    for item in select_methods(manifest):
-        assert read_answers(manifest, item.key, "breast")["row"].to_pylist() == sorted(images)
-
-
-# A linear head has no text: neither prompts nor the text tower's policy touches it.
-
-
 def text_settings(run: Manifest, folder: Path, backbone: str, **entries: Any) -> Path:
     """A study of the run's models and archives with prompts of its own and the generalist's text tower."""
     checkpoints = {role: str(Path(run.output).parent / f"{role}.safetensors") for role in ROLES}
@@ -408,59 +299,3 @@ def test_classifiers_without_a_generalist_need_none_for_a_text_tower_that_they_l
     found = answers(run_both(load_manifest(path)), "mean")
     expected = softmax(plain.logits(interpolated(pair, 0.5), list(range(IMAGES))), axis=1)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-
-
-# Extrapolation that leaves what a model can be.
-
-
-def past_the_expert(folder: Path, entry: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Path:
-    """A study of untrained classifiers that differ in one tensor, and of task arithmetic at twice the difference."""
-    checkpoints = {role: f"./{role}.safetensors" for role in ROLES}
-    config, sets = CONFIGS["resnet"], cells(8, seed=12)
-    path = write_study(
-        folder,
-        config,
-        pair={"architecture": "tiny.json", **checkpoints},
-        methods=[{"name": "task-arithmetic", "scale": 2}],
-        evaluation_sets=sets,
-    )
-    torch.manual_seed(0)
-    state = timm.create_model(config["architecture"], num_classes=CLASSES, **config["model_args"]).state_dict()
-    for role, changed in zip(ROLES, (state, state | {entry: change(state[entry])}), strict=True):
-        save_file({key: value.contiguous() for key, value in changed.items()}, folder / f"{role}.safetensors")
-    return path
-
-
-@pytest.mark.parametrize(
-    ("entry", "factor", "said"),
-    [
-        ("bn1.running_var", 0.4, "is negative after merging; choose a smaller scale"),
-        ("bn1.running_var", 3e38, "is not finite after merging; choose another scale"),
-        ("conv1.0.weight", 3e38, "is not finite after merging; choose another scale"),
-    ],
-    ids=["negative variance", "infinite variance", "infinite weight"],
-)
-def test_a_merge_that_is_no_model_is_one_line_that_names_method_and_tensor(
-    tmp_path: Path, command_line: CommandLine, entry: str, factor: float, said: str
-) -> None:
-    path = past_the_expert(tmp_path, entry, lambda value: torch.full_like(value, factor))
-    for command in ("ingest", "precompute"):
-        code, _, err = command_line(command, str(path), "--engine", "local")
-        assert code == 0, err
-    out = tmp_path / "out" / "merged.safetensors"
-    commands = {
-        "infer": ("infer", str(path), "--engine", "local"),
-        "merge": ("merge", str(path), "--method", "task-arithmetic", "--out", str(out)),
-    }
-    for name, arguments in commands.items():
-        code, printed, err = command_line(*arguments)
-        assert (code, printed) == (2, ""), name
-        (line,) = err.splitlines()
-        assert line.startswith("error: method task-arithmetic@"), name
-        assert f"visual.{entry} {said}" in line, name
-    assert not out.parent.exists()
-    assert not (tmp_path / "run" / "merged").exists()
-    assert not (tmp_path / "run" / "predictions").exists()
-    # Up to the expert it is a model.
-    arguments = ("merge", str(path), "--method", "task-arithmetic", "--set", "scale=1", "--out", str(out))
-    assert command_line(*arguments)[0] == 0

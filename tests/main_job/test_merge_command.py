@@ -41,11 +41,6 @@ Export = Callable[..., tuple[Path, dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def plain() -> PlainClip:
-    return PlainClip()
-
-
-@pytest.fixture(scope="module")
 def merged_run(tmp_path_factory: pytest.TempPathFactory, finished: Manifest, pair: Path) -> Manifest:
     """A run of the static methods that the tests export. Not to be written to."""
     manifest = copy_run(finished, tmp_path_factory.mktemp("merged"), pair, methods=[SOUP, SOUP_55, TIES])

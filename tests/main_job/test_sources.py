@@ -1,16 +1,12 @@
 """K sources through both stages: weights per batch from entropies, merges as open_clip would answer, skewed streams."""
 
 import json
-import shutil
-from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
-import torch
 from scipy.special import log_softmax, softmax
 
 from pipeline.drivers.infer import infer
@@ -26,14 +22,10 @@ from tests.main_job.factory import (
     ShuffledEngine,
     assert_same_files,
     chosen,
-    copy_run,
-    make_sources,
     matrix,
     numpy_weights,
     read_answers,
     read_evidence,
-    read_parts,
-    read_predictions,
     result_files,
     run_both,
     run_infer,
@@ -41,10 +33,19 @@ from tests.main_job.factory import (
     single_precision,
     study_of_sources,
 )
+from tests.main_job.sources import (
+    SITES,
+    Weights,
+    average,
+    batches_of,
+    copy_run_of_sources,
+    mean_entropies,
+    merged_probabilities,
+    read_plan,
+    stored_probabilities,
+)
 from tests.main_job.test_ray_engine import cluster  # noqa: F401 - a fixture
 
-SITES = ("site-a", "site-b", "site-c")
-PAIR = ("generalist", "expert")
 BATCH, TILES = 32, 4 + 4 + 4 + 1 + 3
 WINDOWS = [(0, 256), (256, 400), (512, 602)]
 COUPLED: dict[str, Any] = {"name": "entropy-adaptive"}
@@ -54,13 +55,6 @@ STREAMED = [COUPLED | {"order": order} for order in STREAMS]
 ENTRIES: list[Any] = [*SITES, "ensemble", "mean", COUPLED, DECOUPLED, *STREAMED]
 # Ray warns of its own default settings when it reads them.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
-
-Weights = dict[str, np.ndarray]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_sources(tmp_path_factory.mktemp("models"), SITES)
 
 
 @pytest.fixture(scope="module")
@@ -72,62 +66,6 @@ def run(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path], archi
 @pytest.fixture(scope="module")
 def weights(models: dict[str, Path]) -> list[Weights]:
     return [numpy_weights(path) for path in models.values()]
-
-
-@pytest.fixture(scope="module")
-def clip() -> PlainClip:
-    return PlainClip()
-
-
-def average(states: list[Weights], shares: Any) -> Weights:
-    """Σ w_k·θ_k in float64."""
-    return {
-        key: sum(share * state[key] for share, state in zip(shares, states, strict=True))  # type: ignore[misc]
-        for key in states[0]
-    }
-
-
-def read_plan(manifest: Manifest, **settings: Any) -> pa.Table:
-    item = chosen(manifest, "entropy-adaptive", **settings)
-    assert item.rule is not None
-    assert item.grouping is not None
-    folder = Path(manifest.output) / "coefficients" / item.rule.folder / "cells" / "batches" / item.grouping.folder
-    return read_parts(folder)
-
-
-def batches_of(plan: pa.Table) -> list[list[int]]:
-    batches: list[list[int]] = plan["rows"].to_pylist()
-    return batches
-
-
-def merged_probabilities(
-    clip: PlainClip, states: list[Weights], rows: list[int], encoder: np.ndarray, head: np.ndarray
-) -> np.ndarray:
-    """Image tower Σ w_k·θ_k; class embeddings of each source weighted and made unit vectors; log scales weighted."""
-    towers, factors = average(states, encoder), average(states, head)
-    state = single_precision(towers | {"logit_scale": factors["logit_scale"]})
-    embeddings = [clip.class_embeddings(single_precision(own)).double().numpy() for own in states]
-    blended = sum(share * own for share, own in zip(head, embeddings, strict=True))
-    blended = blended / np.linalg.norm(blended, axis=1, keepdims=True)
-    p_NC: np.ndarray = softmax(clip.logits(state, rows, torch.from_numpy(np.float32(blended))), axis=1)
-    return p_NC
-
-
-def stored_probabilities(manifest: Manifest, key: str) -> dict[int, np.ndarray]:
-    answers = read_answers(manifest, key)
-    return dict(zip(answers["row"].to_pylist(), matrix(answers, "probabilities"), strict=True))
-
-
-def mean_entropies(manifest: Manifest, plan: pa.Table, names: tuple[str, ...] = SITES) -> np.ndarray:
-    """H̄ [B, K] in nats, float64, from the logits of evidence."""
-    evidence = read_evidence(manifest)
-    place = {row: position for position, row in enumerate(evidence["row"].to_pylist())}
-    columns = []
-    for name in names:
-        log_p = log_softmax(matrix(evidence, f"logits_{name}"), axis=1)
-        entropies = -(np.exp(log_p) * log_p).sum(axis=1)
-        columns.append([entropies[[place[row] for row in rows]].mean() for rows in batches_of(plan)])
-    return np.array(columns).T
 
 
 def test_evidence_has_logits_and_entropy_of_every_source_and_no_divergence(run: Manifest) -> None:
@@ -143,21 +81,21 @@ def test_evidence_has_logits_and_entropy_of_every_source_and_no_divergence(run: 
 
 @pytest.mark.parametrize("position", range(3), ids=SITES)
 def test_a_single_source_answers_as_plain_open_clip_does(
-    run: Manifest, clip: PlainClip, weights: list[Weights], position: int
+    run: Manifest, plain: PlainClip, weights: list[Weights], position: int
 ) -> None:
-    rows = sorted(clip.images)
-    expected = clip.probabilities(single_precision(weights[position]), rows)
+    rows = sorted(plain.images)
+    expected = plain.probabilities(single_precision(weights[position]), rows)
     found = read_answers(run, SITES[position])
     assert found["row"].to_pylist() == rows
     np.testing.assert_allclose(matrix(found, "probabilities"), expected, rtol=0, atol=1e-5)
     assert found["lambda"].null_count == found["batch"].null_count == len(rows)
-    assert found["label"].to_pylist() == [clip.labels[row] for row in rows]
+    assert found["label"].to_pylist() == [plain.labels[row] for row in rows]
 
 
 def test_the_mean_answers_as_open_clip_with_the_average_of_all_weights(
-    run: Manifest, clip: PlainClip, weights: list[Weights]
+    run: Manifest, plain: PlainClip, weights: list[Weights]
 ) -> None:
-    expected = clip.probabilities(single_precision(average(weights, [1 / 3] * 3)), sorted(clip.images))
+    expected = plain.probabilities(single_precision(average(weights, [1 / 3] * 3)), sorted(plain.images))
     found = matrix(read_answers(run, "mean"), "probabilities")
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     for name in SITES:
@@ -201,13 +139,13 @@ def test_weights_are_the_formula_in_float64(
     ids=["coupled", "decoupled", "stream"],
 )
 def test_a_batch_is_answered_by_its_own_merge_of_all_sources(
-    run: Manifest, clip: PlainClip, weights: list[Weights], settings: dict[str, Any]
+    run: Manifest, plain: PlainClip, weights: list[Weights], settings: dict[str, Any]
 ) -> None:
     plan = read_plan(run, **settings)
     found = stored_probabilities(run, chosen(run, "entropy-adaptive", **settings).key)
     shares = zip(batches_of(plan), matrix(plan, "weights_encoder"), matrix(plan, "weights_head"), strict=True)
     for rows, encoder, head in [*shares][::3]:
-        expected = merged_probabilities(clip, weights, rows, encoder, head)
+        expected = merged_probabilities(plain, weights, rows, encoder, head)
         np.testing.assert_allclose([found[row] for row in rows], expected, rtol=0, atol=1e-5)
 
 
@@ -238,11 +176,11 @@ def test_a_stream_holds_every_row_once_in_batches_of_one_size_inside_its_window(
     assert answers["batch"].to_pylist() == [number[row] for row in arrived]
 
 
-def test_streams_are_as_skewed_as_they_say(run: Manifest, clip: PlainClip) -> None:
+def test_streams_are_as_skewed_as_they_say(run: Manifest, plain: PlainClip) -> None:
     """The share of a batch's commonest class: that of the whole for iid, near 1 for a small α, runs for temporal."""
 
     def skew(order: str) -> float:
-        labels = [np.array([clip.labels[row] for row in rows]) for rows in batches_of(read_plan(run, order=order))]
+        labels = [np.array([plain.labels[row] for row in rows]) for rows in batches_of(read_plan(run, order=order))]
         return float(np.mean([np.bincount(found).max() / len(found) for found in labels]))
 
     assert skew("iid") < 0.45
@@ -250,7 +188,7 @@ def test_streams_are_as_skewed_as_they_say(run: Manifest, clip: PlainClip) -> No
     assert skew("temporal") > skew("iid") + 0.3
     streamed = [row for rows in batches_of(read_plan(run, order="temporal")) for row in rows]
     for first, last in WINDOWS:
-        labels = [clip.labels[row] for row in streamed if first <= row < last]
+        labels = [plain.labels[row] for row in streamed if first <= row < last]
         changes = sum(before != after for before, after in pairwise(labels))
         assert changes == len(set(labels)) - 1
 
@@ -258,7 +196,7 @@ def test_streams_are_as_skewed_as_they_say(run: Manifest, clip: PlainClip) -> No
 def test_another_seed_is_another_stream_in_a_folder_of_its_own(
     run: Manifest, models: dict[str, Path], tmp_path: Path
 ) -> None:
-    seeded = _copy(run, models, tmp_path, methods=[COUPLED, *STREAMED], seeds={"order": 1})
+    seeded = copy_run_of_sources(run, models, tmp_path, methods=[COUPLED, *STREAMED], seeds={"order": 1})
     run_infer(seeded)
     for order in STREAMS:
         first, second = (chosen(manifest, "entropy-adaptive", order=order) for manifest in (run, seeded))
@@ -273,18 +211,12 @@ def test_another_seed_is_another_stream_in_a_folder_of_its_own(
     assert len(keys) == 1
 
 
-def _copy(run: Manifest, models: Mapping[str, Path], folder: Path, **settings: Any) -> Manifest:
-    copied = study_of_sources(folder, models, Path(run.archives), **settings)
-    shutil.copytree(run.output, copied.output)
-    return copied
-
-
 def test_weights_cached_for_another_order_of_the_sources_are_refused(
     run: Manifest, models: dict[str, Path], tmp_path: Path
 ) -> None:
     """Weights are stored in the manifest's order: read in another one they would be given to the wrong sources."""
     backwards = {name: models[name] for name in reversed(SITES)}
-    manifest = _copy(run, backwards, tmp_path, methods=[COUPLED])
+    manifest = copy_run_of_sources(run, backwards, tmp_path, methods=[COUPLED])
     with pytest.raises(StaleCacheError, match=r"sources changed .*now site-c, site-b, site-a"):
         run_infer(manifest)
 
@@ -374,96 +306,8 @@ def test_the_ledger_tells_the_cost_class(run: Manifest) -> None:
 
 
 def test_a_repeated_command_computes_nothing(run: Manifest, models: dict[str, Path], tmp_path: Path) -> None:
-    manifest = _copy(run, models, tmp_path, methods=ENTRIES)
+    manifest = copy_run_of_sources(run, models, tmp_path, methods=ENTRIES)
     before = _all_files(manifest)
     for summary, skipped in ((run_precompute(manifest), 5), (run_infer(manifest), 5 * len(ENTRIES))):
         assert (summary.computed, summary.skipped, summary.ledger.totals["images_read"]) == (0, skipped, 0)
     assert _all_files(manifest) == before
-
-
-@pytest.fixture(scope="module")
-def both(finished: Manifest, pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    folder = tmp_path_factory.mktemp("both")
-    manifest = copy_run(finished, folder, pair, methods=["entropy-adaptive", "mean", "soup", "t3-batch"])
-    run_infer(manifest)
-    return manifest
-
-
-def test_lambda_is_the_experts_weight_in_the_encoder(both: Manifest) -> None:
-    plan = read_plan(both)
-    expected = softmax(-mean_entropies(both, plan, PAIR), axis=1)
-    np.testing.assert_allclose(matrix(plan, "weights_encoder"), expected, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(plan["lambda"].to_numpy(), expected[:, 1], rtol=0, atol=1e-6)
-    answers = read_predictions(both, "entropy-adaptive")
-    applied = dict(zip(answers["row"].to_pylist(), answers["lambda"].to_pylist(), strict=True))
-    for rows, lam in zip(batches_of(plan), plan["lambda"].to_pylist(), strict=True):
-        assert {applied[row] for row in rows} == {lam}
-
-
-def test_batches_are_answered_by_their_own_merge(both: Manifest, clip: PlainClip, pair: Path) -> None:
-    states = [numpy_weights(pair / f"{name}.safetensors") for name in PAIR]
-    plan, found = read_plan(both), stored_probabilities(both, chosen(both, "entropy-adaptive").key)
-    for rows, encoder in [*zip(batches_of(plan), matrix(plan, "weights_encoder"), strict=True)][::5]:
-        expected = merged_probabilities(clip, states, rows, encoder, encoder)
-        np.testing.assert_allclose([found[row] for row in rows], expected, rtol=0, atol=1e-5)
-
-
-def test_the_mean_is_the_soup_of_equal_parts(both: Manifest, clip: PlainClip, pair: Path) -> None:
-    states = [numpy_weights(pair / f"{name}.safetensors") for name in PAIR]
-    expected = clip.probabilities(single_precision(average(states, [0.5, 0.5])), sorted(clip.images))
-    for method in ("mean", "soup"):
-        found = matrix(read_predictions(both, method), "probabilities")
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-
-
-@pytest.fixture(scope="module")
-def named_backwards(pair: Path, archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    models = {name: pair / f"{name}.safetensors" for name in reversed(PAIR)}
-    methods = ["expert", "generalist", "t3-batch", "entropy-adaptive", "soup", "slerp"]
-    return run_both(study_of_sources(tmp_path_factory.mktemp("sources"), models, archives, methods=methods))
-
-
-def test_the_order_in_which_a_pair_is_named_changes_no_answer(
-    both: Manifest, named_backwards: Manifest, finished: Manifest
-) -> None:
-    for manifest, method in ((finished, "expert"), (both, "t3-batch"), (both, "entropy-adaptive"), (both, "soup")):
-        expected, found = (read_predictions(run, method) for run in (manifest, named_backwards))
-        np.testing.assert_allclose(matrix(found, "probabilities"), matrix(expected, "probabilities"), rtol=0, atol=1e-5)
-        lambdas = [answers["lambda"].to_numpy() for answers in (found, expected)]
-        np.testing.assert_allclose(*lambdas, rtol=0, atol=1e-6)
-
-
-def test_divergence_is_that_of_the_pair_wherever_it_stands(finished: Manifest, named_backwards: Manifest) -> None:
-    expected, found = (read_evidence(run)["js"].to_numpy() for run in (finished, named_backwards))
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_a_pair_among_other_sources_has_both_kinds_of_methods(
-    pair: Path, models: dict[str, Path], archives: Path, finished: Manifest, tmp_path: Path, clip: PlainClip
-) -> None:
-    named = {
-        "generalist": pair / "generalist.safetensors",
-        "site-b": models["site-b"],
-        "expert": pair / "expert.safetensors",
-    }
-    manifest = study_of_sources(tmp_path, named, archives, methods=["t3-batch", "entropy-adaptive", "task-arithmetic"])
-    run_both(manifest)
-    evidence = read_evidence(manifest)
-    np.testing.assert_array_equal(evidence["js"].to_numpy(), read_evidence(finished)["js"].to_numpy())
-    expected, found = (matrix(read_predictions(run, "t3-batch"), "probabilities") for run in (finished, manifest))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-    assert read_predictions(manifest, "entropy-adaptive")["lambda"].null_count == 490
-    states = [numpy_weights(path) for path in named.values()]
-    base, *experts = states
-    summed = {key: base[key] + 0.3 * sum(expert[key] - base[key] for expert in experts) for key in base}
-    rows = sorted(clip.images)
-    found = matrix(read_answers(manifest, "task-arithmetic"), "probabilities")
-    np.testing.assert_allclose(found, clip.probabilities(single_precision(summed), rows), rtol=0, atol=1e-5)
-
-
-def test_a_pair_named_under_sources_reuses_the_evidence_of_a_pair(
-    finished: Manifest, pair: Path, tmp_path: Path
-) -> None:
-    models = {name: pair / f"{name}.safetensors" for name in ("generalist", "expert")}
-    summary = run_precompute(_copy(finished, models, tmp_path))
-    assert (summary.computed, summary.skipped) == (0, 5)

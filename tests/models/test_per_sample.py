@@ -1,27 +1,21 @@
 """The oracle is a plain tower that loads a state dict interpolated in float64, and sees one image at a time."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.timm_model import TimmModel
-from open_clip.transformer import LayerNormFp32, QuickGELU, VisionTransformer
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from pipeline.merging.segment import Segment
 from pipeline.models.architectures import load_architecture
-from pipeline.models.per_sample import PerSampleTower, UnsupportedLayerError, products
+from pipeline.models.per_sample import PerSampleTower, products
 from pipeline.models.per_sample.batch import BatchWeights
-from tests.models.factory import RESNET10, TINY, TINY_RESNET, State, along, blended, perturbed, write_config
+from tests.models.factory import RESNET10, TINY, TINY_RESNET, State, along, blended, write_config
+from tests.models.towers import TOWERS, WIDE, ends_of, images_for, made, states_of
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
@@ -29,59 +23,6 @@ WEIGHTS = {
     1: [(1.0,)] * 2,
     2: [along(lam) for lam in (0.0, 1.0, 0.3, 0.85, 0.5, 0.004)],
     3: [(1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.4, 0.6), (0.2, 0.3, 0.5), (0.7, 0.0, 0.3), (0.1, 0.9, 0.0)],
-}
-
-
-def clip_vit(**options: Any) -> nn.Module:
-    settings = {"patch_size": 4, "width": 64, "layers": 2, "heads": 2, "mlp_ratio": 2.0, "output_dim": 24} | options
-    return VisionTransformer(image_size=28, **settings)
-
-
-def timm_vit(**options: Any) -> nn.Module:
-    settings = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2, "num_classes": 0} | options
-    return timm.create_model("vit_tiny_patch16_224", img_size=32, **settings)
-
-
-def wrapped_timm_vit(pool: str, proj: str) -> nn.Module:
-    """open_clip's adapter around a timm trunk, which cannot be told the trunk's size itself."""
-    tower = TimmModel("vit_tiny_patch16_224", 24, pool=pool, proj=proj)
-    tower.trunk = timm_vit(embed_dim=192, num_heads=3, depth=1, global_pool=pool)
-    return tower
-
-
-WIDE = "resnet18"
-TOWERS: dict[str, Callable[[], nn.Module]] = {
-    "class token": clip_vit,
-    "QuickGELU": partial(clip_vit, act_layer=QuickGELU),
-    "average pooling": partial(clip_vit, pool_type="avg"),
-    "LayerScale": partial(clip_vit, ls_init_value=0.4),
-    "no first norm": partial(clip_vit, no_ln_pre=True),
-    "last norm after pooling": partial(clip_vit, pool_type="avg", final_ln_after_pool=True),
-    "LayerNormFp32": partial(clip_vit, norm_layer=LayerNormFp32),
-    "fixed positions": partial(clip_vit, pos_embed_type="sin_cos_2d"),
-    "patch dropout": partial(clip_vit, patch_dropout=0.5),
-    "attentional pooler": partial(clip_vit, attentional_pool=True, attn_pooler_heads=2, attn_pooler_queries=5),
-    "two poolers": partial(
-        clip_vit, attentional_pool="cascade", attn_pooler_heads=2, attn_pooler_queries=5, output_dim=64
-    ),
-    "custom blocks": partial(
-        clip_vit, qk_norm=True, scale_heads=True, scale_attn_inner=True, scale_attn=True, scale_fc=True
-    ),
-    "ModifiedResNet": partial(ModifiedResNet, [1, 2, 1, 1], output_dim=16, heads=4, image_size=64, width=16),
-    "timm ViT": timm_vit,
-    "timm ViT, all parts": partial(
-        timm_vit, qk_norm=True, init_values=0.3, reg_tokens=2, no_embed_class=True, pre_norm=True, global_pool="avg"
-    ),
-    "resnet10t": partial(timm.create_model, "resnet10t", num_classes=0),
-    "resnet10t, norm with activation": partial(
-        timm.create_model, "resnet10t", num_classes=0, norm_layer=BatchNormAct2d, act_layer=nn.SiLU
-    ),
-    # Of its full width, as it is published: seconds a case.
-    WIDE: partial(timm.create_model, "resnet18", num_classes=0),
-    "resnet26": partial(timm.create_model, "resnet26", num_classes=0, channels=(16, 16, 32, 32)),
-    "wrapped timm ViT": partial(wrapped_timm_vit, "token", "linear"),
-    "wrapped timm ViT, MLP": partial(wrapped_timm_vit, "avg", "mlp"),
-    "wrapped timm ViT, attention pool as in SigLIP": partial(wrapped_timm_vit, "map", "none"),
 }
 
 
@@ -105,29 +46,6 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
             monkeypatch.setattr(products, name, 0)
         monkeypatch.setattr(products, "BLOCK_ELEMENTS", 40 * 64)
     return str(request.param)
-
-
-def ends_of(tower: nn.Module, states: Sequence[State]) -> list[nn.Module]:
-    ends = []
-    for state in states:
-        end = copy.deepcopy(tower).eval()
-        end.load_state_dict(state)
-        ends.append(end)
-    return ends
-
-
-def states_of(tower: nn.Module, count: int) -> list[State]:
-    return [perturbed(tower.state_dict(), seed, spread=0.1) for seed in range(count)]
-
-
-def images_for(tower: nn.Module, count: int, seed: int = 0) -> Tensor:
-    sizes = {VisionTransformer: 28, ModifiedResNet: 64}
-    return torch.randn(count, 3, *[sizes.get(type(tower), 32)] * 2, generator=torch.Generator().manual_seed(seed))
-
-
-def made(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    return TOWERS[name]().eval()
 
 
 @torch.inference_mode()
@@ -281,134 +199,6 @@ def test_the_ends_are_left_as_they_were() -> None:
     for end, state in zip(ends, states, strict=True):
         assert end.state_dict().keys() == state.keys()
         assert all(torch.equal(value, state[key]) for key, value in end.state_dict().items())
-
-
-class DoublingLinear(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x)
-
-
-class BatchMean(nn.Module):
-    """Has no parameters, but lets images see each other."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x - x.mean(dim=0, keepdim=True)
-
-
-def with_doubling_linear(tower: nn.Module) -> None:
-    tower.transformer.resblocks[1].mlp.c_fc = DoublingLinear(64, 128)
-
-
-def with_batch_mean(tower: nn.Module) -> None:
-    tower.ln_pre = BatchMean()
-
-
-def with_own_forward(tower: nn.Module) -> None:
-    layer = tower.transformer.resblocks[0].mlp.c_proj
-    layer.forward = lambda x: nn.functional.linear(x, layer.weight)
-
-
-def with_hook(tower: nn.Module) -> None:
-    tower.ln_post.register_forward_hook(lambda module, inputs, output: output * module.weight)
-
-
-def with_unknown_parameter(tower: nn.Module) -> None:
-    tower.transformer.resblocks[0].gate = nn.Parameter(torch.ones(1))
-
-
-def with_unknown_buffer(tower: nn.Module) -> None:
-    tower.conv1.register_buffer("mask", torch.ones(4, 4))
-
-
-def with_length_first(tower: nn.Module) -> None:
-    tower.transformer.batch_first = False
-
-
-def with_tokens(tower: nn.Module) -> None:
-    tower.output_tokens = True
-
-
-def with_circular_padding(tower: nn.Module) -> None:
-    tower.conv1.padding_mode = "circular"
-
-
-def with_zero_key(tower: nn.Module) -> None:
-    tower.transformer.resblocks[1].attn.add_zero_attn = True
-
-
-@pytest.mark.parametrize(
-    ("change", "path", "kind"),
-    [
-        (with_doubling_linear, "transformer.resblocks.1.mlp.c_fc", "DoublingLinear"),
-        (with_batch_mean, "ln_pre", "BatchMean"),
-        (with_own_forward, "transformer.resblocks.0.mlp.c_proj", "Linear"),
-        (with_hook, "ln_post", "LayerNorm"),
-        (with_unknown_parameter, "transformer.resblocks.0", "ResidualAttentionBlock"),
-        (with_unknown_buffer, "conv1", "Conv2d"),
-        (with_length_first, "transformer", "Transformer"),
-        (with_tokens, "the tower", "VisionTransformer"),
-        (with_circular_padding, "conv1", "Conv2d"),
-        (with_zero_key, "transformer.resblocks.1.attn", "MultiheadAttention"),
-    ],
-)
-def test_a_changed_layer_is_refused_by_path_and_class(
-    change: Callable[[nn.Module], None], path: str, kind: str
-) -> None:
-    ends = [made("class token") for _ in range(2)]
-    for seed, end in enumerate(ends):
-        change(end.eval())
-        end.eval().load_state_dict(perturbed(end.state_dict(), seed, spread=0.1))
-    with pytest.raises(UnsupportedLayerError, match=rf"^{path} \(\S+\.{kind}\) "):
-        PerSampleTower(ends)
-
-
-@pytest.mark.parametrize(
-    ("architecture", "layer"),
-    [
-        ("convnext_atto", r"^the tower \(timm\.models\.convnext\.ConvNeXt\)"),
-        ("seresnet18", r"^layer1\.0\.se \(timm\.layers\.squeeze_excite\.SEModule\)"),
-    ],
-)
-def test_an_architecture_with_unknown_layers_is_refused(architecture: str, layer: str) -> None:
-    tower = timm.create_model(architecture, num_classes=0).eval()
-    with pytest.raises(UnsupportedLayerError, match=layer):
-        PerSampleTower(ends_of(tower, states_of(tower, 2)))
-
-
-def test_a_class_whose_forward_was_replaced_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    tower = made("class token")
-    ends = ends_of(tower, states_of(tower, 2))
-    monkeypatch.setattr(VisionTransformer, "forward", lambda self, x: x)
-    with pytest.raises(UnsupportedLayerError, match=r"^the tower \(open_clip"):
-        PerSampleTower(ends)
-
-
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        ([[0.5, 0.5]], "a row for each of the 2 images, got 1"),
-        ([[1.0, 0.0, 0.0]] * 2, r"must be \[N, 2\], got \[2, 3\]"),
-        ([[0.5, 0.5], [0.7, 0.7]], r"sum to 1, got .* in row 1"),
-        ([[1.5, -0.5], [0.5, 0.5]], r"sum to 1, got .* in row 0"),
-        ([[float("nan"), 1.0], [0.5, 0.5]], r"sum to 1, got .* in row 0"),
-    ],
-)
-def test_weights_that_are_no_combination_are_refused(weights: list[list[float]], message: str) -> None:
-    tower = made("class token")
-    run = PerSampleTower(ends_of(tower, states_of(tower, 2)))
-    with pytest.raises(ValueError, match=message):
-        run(images_for(tower, 2), torch.tensor(weights))
-
-
-def test_ends_of_two_architectures_are_refused() -> None:
-    tower, other = made("class token"), made("class token")
-    other.transformer.resblocks[1].ln_2.eps = 1e-3
-    with pytest.raises(ValueError, match=r"differ at transformer\.resblocks\.1\.ln_2"):
-        PerSampleTower([tower, other])
-    with pytest.raises(ValueError, match="differ at the tower itself"):
-        PerSampleTower([tower, made("timm ViT")])
-    with pytest.raises(ValueError, match="evaluation mode"):
-        PerSampleTower([tower, copy.deepcopy(tower).train()])
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any), min_size=1, max_size=5))

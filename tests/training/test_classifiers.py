@@ -12,7 +12,7 @@ from pipeline.errors import TrainingError
 from pipeline.models.architectures import load_architecture
 from pipeline.models.checkpoints import checkpoint_problems, load_checkpoint, read_state
 from pipeline.training.loop import train
-from tests.test_training import FAST, PIXELS, colour_set, interrupt
+from tests.training.factory import FAST, PIXELS, colour_set, interrupt
 
 CONFIG = {
     "architecture": "resnet10t",

@@ -1,7 +1,8 @@
+"""Training as a whole; the oracle of its accuracy is open_clip's own zero-shot recipe on the file that it wrote."""
+
 import io
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -12,8 +13,6 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -21,69 +20,11 @@ from safetensors.torch import load_file
 from pipeline.errors import ManifestError, RunDirectoryError, StaleCacheError, TrainingError
 from pipeline.models.architectures import load_architecture
 from pipeline.models.checkpoints import load_checkpoint
-from pipeline.training.batches import augment, epoch_batches, generator_for, steps_per_epoch
-from pipeline.training.loop import learning_rate_at, train
 from pipeline.training.progress import training_progress
-from pipeline.training.settings import TrainingSet, TrainingSettings
 from pipeline.training.state import EpochRecord, best_epoch
+from tests.training.factory import FAST, MODELS, colour_set, interrupt, run, run_for_resume, tiny_model, tokenizer
 
-MODELS = Path(__file__).parents[1] / "pipeline" / "demo"
-COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200), "grey": (130, 130, 130)}
-FAST = TrainingSettings(epochs=3, learning_rate=1e-3, threads=1, patience=3)
-PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
-
-
-def tiny_model(**options):
-    open_clip.add_model_config(MODELS / "tiny.json")
-    torch.manual_seed(0)
-    return open_clip.create_model("tiny", pretrained=None, **options)
-
-
-def tokenizer():
-    open_clip.add_model_config(MODELS / "tiny.json")
-    return open_clip.get_tokenizer("tiny")
-
-
-def draw(count, seed, names, side=28):
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(0, len(names), count)
-    noise = generator.normal(0, 40, (count, side, side, 3))
-    centres = np.array([COLOURS[name] for name in names])[labels][:, None, None]
-    return (centres + noise).clip(0, 255).astype(np.uint8), labels.astype(np.int64)
-
-
-def colour_set(name="colours", count=192, names=("red", "green", "blue", "grey"), side=28):
-    images, labels = draw(count, 1, names, side)
-    val_images, val_labels = draw(48, 2, names, side)
-    return TrainingSet(name, names, ["a {} tile.", "{}"], images, labels, val_images, val_labels, f"digest of {name}")
-
-
-def run(output, settings=FAST, sets=None, model=None, **options):
-    card = {"architecture": json.loads((MODELS / "tiny.json").read_text()), "origin": "test"}
-    sets = [colour_set()] if sets is None else sets
-    model = tiny_model() if model is None else model
-    return train(model, tokenizer(), sets, settings, output=output, card=card, **PIXELS, **options)
-
-
-def run_until_killed(output):
-    """Train as the resume test does, and die by SIGKILL in the middle of the third epoch."""
-
-    def kill(epoch, step, steps, loss, images_per_second):
-        if (epoch, step) == (3, 2):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    run_for_resume(output, progress=kill)
-
-
-def run_for_resume(output, **options):
-    sets = [colour_set("colours", 96), colour_set("pair", 64, ("blue", "red"))]
-    settings = replace(FAST, epochs=4, schedule="cosine", warmup_steps=3)
-    return run(output, settings, sets, tiny_model(force_patch_dropout=0.25), **options)
-
-
-def interrupt(epoch, step, steps, loss, images_per_second):
-    if epoch == 2:
-        raise KeyboardInterrupt
+ROOT = Path(__file__).parents[2]
 
 
 def zero_shot_accuracy(weights, training_set):
@@ -149,8 +90,10 @@ def test_finished_training_is_reused_without_a_step(finished):
 
 def test_resume_after_kill_gives_the_bytes_of_an_undisturbed_run(tmp_path):
     killed, undisturbed = tmp_path / "killed.safetensors", tmp_path / "undisturbed.safetensors"
-    code = "import sys, pathlib, test_training; test_training.run_until_killed(pathlib.Path(sys.argv[1]))"
-    process = subprocess.run([sys.executable, "-c", code, str(killed)], cwd=Path(__file__).parent, capture_output=True)
+    code = (
+        "import sys, pathlib; from tests.training import factory; factory.run_until_killed(pathlib.Path(sys.argv[1]))"
+    )
+    process = subprocess.run([sys.executable, "-c", code, str(killed)], cwd=ROOT, capture_output=True)
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     assert not killed.exists()
     epochs = []
@@ -285,107 +228,6 @@ def test_memory_maps_train_like_arrays(tmp_path, finished):
     mapped = replace(plain, images=np.load(tmp_path / "images.npy", mmap_mode="r"))
     result = run(tmp_path / "x.safetensors", sets=[mapped])
     assert result.output.read_bytes() == finished.output.read_bytes()
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    sizes=st.lists(st.integers(1, 200), min_size=1, max_size=4),
-    batch_size=st.integers(1, 40),
-    seed=st.integers(0, 3),
-    epoch=st.integers(1, 3),
-)
-def test_an_epoch_draws_every_image_once_in_batches_of_one_set(sizes, batch_size, seed, epoch):
-    batches = epoch_batches(sizes, batch_size, seed=seed, epoch=epoch)
-    assert len(batches) == steps_per_epoch(sizes, batch_size) == sum(math.ceil(size / batch_size) for size in sizes)
-    for index, size in enumerate(sizes):
-        drawn = [batch.rows for batch in batches if batch.set_index == index]
-        assert sorted(np.concatenate(drawn)) == [*range(size)]
-        lengths = {len(rows) for rows in drawn}
-        assert max(lengths) <= batch_size
-        assert max(lengths) - min(lengths) <= 1
-
-
-def test_pooled_sets_are_interleaved_in_proportion_and_anew_each_epoch():
-    def order(epoch, seed=0):
-        return [batch.set_index for batch in epoch_batches([3200, 640], 32, seed=seed, epoch=epoch)]
-
-    assert order(1).count(0) == 100
-    assert order(1).count(1) == 20
-    assert 4 <= order(1)[:60].count(1) <= 16
-    assert order(1) == order(1)
-    assert order(1) != order(2)
-    assert order(1) != order(1, seed=1)
-
-
-def test_augmented_images_are_crops_of_the_reflected_image():
-    images = np.random.default_rng(0).integers(0, 256, (40, 9, 11, 3), dtype=np.uint8)
-    cropped = augment(torch.from_numpy(images), padding=3, horizontal_flip=False, generator=generator_for(0, 1, 2))
-    assert cropped.shape == images.shape
-    assert cropped.dtype == torch.uint8
-    shifts = set()
-    for image, crop in zip(images, cropped.numpy(), strict=True):
-        padded = np.pad(image, ((3, 3), (3, 3), (0, 0)), mode="reflect")
-        found = [(y, x) for y in range(7) for x in range(7) if (padded[y : y + 9, x : x + 11] == crop).all()]
-        assert len(found) == 1
-        shifts.add(found[0])
-    assert len(shifts) > 20
-
-
-def test_augmentation_is_a_function_of_its_seed():
-    images = torch.from_numpy(draw(32, 0, ("red", "blue"))[0])
-
-    def once(*keys):
-        return augment(images, padding=3, horizontal_flip=True, generator=generator_for(*keys))
-
-    assert torch.equal(once(0, 1, 2), once(0, 1, 2))
-    assert not torch.equal(once(0, 1, 2), once(0, 1, 3))
-    assert not torch.equal(once(0, 1, 2), once(0, 2, 2))
-
-
-def test_images_are_mirrored_only_when_asked():
-    images = torch.from_numpy(draw(64, 0, ("red", "blue"))[0])
-    kept = augment(images, padding=0, horizontal_flip=False, generator=generator_for(0))
-    mixed = augment(images, padding=0, horizontal_flip=True, generator=generator_for(0))
-    assert torch.equal(kept, images)
-    is_same = (mixed == images).flatten(1).all(1)
-    is_mirrored = (mixed == images.flip(2)).flatten(1).all(1)
-    assert (is_same ^ is_mirrored).all()
-    assert 16 < int(is_mirrored.sum()) < 48
-
-
-def test_learning_rate_warms_up_then_follows_the_schedule():
-    constant = replace(FAST, learning_rate=1.0, warmup_steps=4)
-    assert [learning_rate_at(step, 100, constant) for step in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1.0, 1.0, 1.0]
-    cosine = replace(constant, schedule="cosine")
-    assert learning_rate_at(4, 100, cosine) == 1.0
-    assert learning_rate_at(52, 100, cosine) == pytest.approx(0.5)
-    assert learning_rate_at(100, 100, cosine) == pytest.approx(0.0)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"epochs": 0}, "training.epochs must be >= 1, got 0"),
-        ({"learning_rate": math.nan}, "training.learning_rate must be > 0, got nan"),
-        ({"schedule": "linear"}, "training.schedule must be 'constant' or 'cosine', got 'linear'"),
-        ({"threads": 0}, "training.threads must be >= 1 or null, got 0"),
-    ],
-)
-def test_impossible_settings_are_refused_by_name(change, message):
-    with pytest.raises(TrainingError, match=message):
-        replace(FAST, **change)
-
-
-def test_data_that_cannot_be_trained_on_is_refused_by_set():
-    good = colour_set()
-    with pytest.raises(TrainingError, match=r"colours: training images must be uint8 \[N, H, W, 3\]"):
-        replace(good, images=good.images.astype(np.float32))
-    with pytest.raises(TrainingError, match=r"colours: training labels must lie in \[0, 4\)"):
-        replace(good, labels=good.labels + 1)
-    with pytest.raises(TrainingError, match="one label per image"):
-        replace(good, val_labels=good.val_labels[:-1])
-    with pytest.raises(TrainingError, match=r"must contain \{\}"):
-        replace(good, templates=["a tile"])
 
 
 def test_settings_leave_the_callers_threads_as_they_were(tmp_path):
