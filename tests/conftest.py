@@ -1,9 +1,11 @@
 """Fixtures that every room may use."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 # Machines that run these tests are noisy: how long one example takes says nothing. CI always draws the same examples.
@@ -21,3 +23,12 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"PIPELINE_DATA_ROOT={value} is not a folder: no real images here")
     return root
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """What a worker has by default; on tiny models a second thread only waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

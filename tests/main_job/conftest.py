@@ -1,7 +1,9 @@
 """One pair, one set of archives and finished runs, shared by all tests that only read them."""
 
+import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,19 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         return int(ended.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Ray as the engine itself starts it, in a folder of its own, where an earlier `ray start` left its address."""
+    import ray
+
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    (folder / "ray").mkdir()
+    (folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", str(folder))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield
+        ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)

@@ -4,13 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import ray
 
 from pipeline.drivers.infer import infer
 from pipeline.drivers.ingest import ingest
@@ -35,20 +32,6 @@ from tests.main_job.factory import (
 
 # Ray warns of its own default settings when it reads them.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """Ray as the engine itself starts it, in a folder of its own, where an earlier `ray start` left its address."""
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))
-    (folder / "ray").mkdir()
-    (folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", str(folder))
-        patch.delenv("RAY_ADDRESS", raising=False)
-        yield
-        ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.usefixtures("cluster")

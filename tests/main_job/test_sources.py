@@ -44,7 +44,6 @@ from tests.main_job.sources import (
     read_plan,
     stored_probabilities,
 )
-from tests.main_job.test_ray_engine import cluster  # noqa: F401 - a fixture
 
 BATCH, TILES = 32, 4 + 4 + 4 + 1 + 3
 WINDOWS = [(0, 256), (256, 400), (512, 602)]

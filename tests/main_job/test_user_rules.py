@@ -40,7 +40,6 @@ def margin(evidence, sharpness=1.0):
     doubt = evidence.entropy_generalist - evidence.entropy_expert
     return np.clip(0.5 + sharpness * evidence.js * doubt, 0.0, 1.0)
 """
-# A module that only the machine's own tests know is imported once per process: each test has its own.
 BAD = {
     "two columns": ("return np.full((len(evidence), 2), 0.5)", "one λ for each of the 7 samples"),
     "one too few": ("return np.full(len(evidence) - 1, 0.5)", "one λ for each of the 7 samples"),
@@ -64,7 +63,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def module(folder: Path, source: str) -> str:
-    """Write a module with a name of its own; the name."""
+    """Write a module with a name of its own, since a process imports a name once; the name."""
     name = f"rules_{folder.name.replace('-', '_')}"
     (folder / f"{name}.py").write_text(source)
     return name

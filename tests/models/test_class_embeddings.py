@@ -1,7 +1,7 @@
 """The oracle is open_clip itself: encode_text of a model that holds plainly averaged weights."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +30,7 @@ CLASSES = ["basophil", "eosinophil", "immature granulocyte", "platelet"]
 TEMPLATES = ["a photo of {}.", "{} under the microscope", "{}, or {}"]
 CPU = torch.device("cpu")
 HELD_OUT = (0.013, 0.2, 0.37, 0.5, 0.618, 0.81, 0.997)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """What a worker has by default; on tiny models a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_pair(folder: Path, config: dict[str, object], biases: tuple[float, float] = (0.0, 0.0)) -> SourceModels:

@@ -1,7 +1,6 @@
 """The oracle is timm itself: its own model, its own forward, its own state dict."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +41,7 @@ CONFIGS = {"vit": TINY_VIT, "resnet": RESNET10}
 PLACES = ("test_vit", "test_resnet", "test_byobnet", "lcnet_035", "efficientvit_b0", "caformer_s18")
 WEIGHTS = ("weight", "bias")
 CORNERS = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """What a worker has by default; on tiny models a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=[*CONFIGS])

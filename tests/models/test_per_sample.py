@@ -1,7 +1,7 @@
 """The oracle is a plain tower that loads a state dict interpolated in float64, and sees one image at a time."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,15 +24,7 @@ WEIGHTS = {
     2: [along(lam) for lam in (0.0, 1.0, 0.3, 0.85, 0.5, 0.004)],
     3: [(1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.4, 0.6), (0.2, 0.3, 0.5), (0.7, 0.0, 0.3), (0.1, 0.9, 0.0)],
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """What a worker has by default; on tiny models a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(params=["merged kernels", "interpolated outputs", "by shape"])

@@ -1,6 +1,6 @@
 """The oracle is open_clip's own model on its own preprocessing, with weights loaded or interpolated plainly."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,7 @@ PROMPTS = ["a photo of a basophil.", "a photo of an eosinophil.", "a photo of a 
 CPU = torch.device("cpu")
 TILE = 4
 Heads = tuple[ClassHead, ClassHead]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """What a worker has by default; on tiny models a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_pair(folder: Path, config: dict[str, Any]) -> SourceModels:

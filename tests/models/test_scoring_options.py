@@ -1,6 +1,5 @@
 """Options of the scorer against what it computes without them."""
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -18,14 +17,7 @@ CPU = torch.device("cpu")
 TILE = 4
 TOLERANCE = 1e-5
 CONFIGS = {"transformer": TINY, "resnet": TINY_RESNET}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
