@@ -4,6 +4,7 @@ Each inner chunk carries a zstd checksum and each shard's index a CRC-32C; a sha
 is an error as well and not an image of zeros.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -120,8 +121,14 @@ class PixelStore:
         return np.array([reason is None for reason in listed], dtype=np.bool_), listed
 
     def _require_available(self, error: BaseException) -> None:
-        """A disk, network or memory that fails for now must not cost images: only lost and damaged files do."""
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError)):
+        """A disk, network or memory that fails for now must not cost images: only lost and damaged files do.
+
+        A shard is lost only where the array itself is there: of what is no longer mounted, every file is missing.
+        """
+        failing = isinstance(error, MemoryError) or (
+            isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        )
+        if failing or not os.access(self.path / "zarr.json", os.R_OK):
             msg = f"{self.path}: cannot be read for now ({_one_line(error)}); run the command again when it can"
             raise ArchiveUnavailableError(msg) from error
 

@@ -103,6 +103,8 @@ def _measure(work: Workload, setting: Setting) -> tuple[dict[str, Measured], dic
     with work_progress("bench", len(ways) * (setting.pairs + 1), "turns") as progress:
 
         def go(way: Way, turn: int) -> None:
+            # What a turn merged last may be what the next one begins with, since every other turn goes backwards.
+            work.scorer.segment.forget()
             if turn:
                 way.run()
             else:

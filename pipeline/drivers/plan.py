@@ -178,12 +178,14 @@ def _calibrate(
     scorer = make_scorer(context.manifest, models, device)
     laid_out = time.perf_counter() - start
     heads = measure_heads(sandbox, models, device, report)
+    exact = frozenset(name for name, price in heads.items() if price.exact)
     calibration = Calibration(
         context=context,
         scorer=scorer,
         device=device,
         archives=sandbox.archives,
         heads={name: heads[name].heads for name in sandbox.archives},
+        exact_heads=exact,
         seconds=seconds,
         report=report,
     )
@@ -195,13 +197,13 @@ def _calibrate(
     }
     plans = BatchPlans(context, calibration.evidence_of(subject.name for subject in subjects))
     files = _files(sandbox, plans, subjects, asked, report)
-    exact = frozenset(name for name, price in heads.items() if price.exact)
     pricing = Pricing(
         device=prices,
         text={name: price.per_call for name, price in heads.items()},
         prompts={name: price.prompts for name, price in heads.items()},
         exact_heads=exact,
         mergeable=scorer.segment.bytes_per_merge() > 0,
+        merge_ahead=scorer.merge_ahead,
     )
     costs = Costs(opening, laid_out, heads, static, files, sandbox.ingest)
     planned = RunPlan(context, plans, subjects, asked.inferred, asked.derived, pricing, costs)

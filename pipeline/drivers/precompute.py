@@ -76,9 +76,13 @@ def accepted_images(context: RunContext, items: Sequence[WorkItem]) -> dict[Work
 def embed(
     context: RunContext, models: SourceModels, engine: Engine, summary: Summary, static: Sequence[Selected] = ()
 ) -> None:
-    """Heads of all sets and ``static`` merges that are not there yet, here or by a worker of the run's kind."""
+    """Heads of all sets and ``static`` merges that are not there yet, here or by a worker of the run's kind.
+
+    A GPU belongs to the engine's workers: here it is used only if they are this process.
+    """
     names = [item.name for item in context.manifest.evaluation_sets]
-    if LocalEngine(context.manifest).numeric_kind_or_none() == context.kind:
+    is_for_here = isinstance(engine, LocalEngine) or context.kind["device"] == "cpu"
+    if is_for_here and LocalEngine(context.manifest).numeric_kind_or_none() == context.kind:
         device = choose_device(context.manifest.compute.device)
         for name in names:
             summary.ledger.add(ensure_embeddings(context, name, models, device))

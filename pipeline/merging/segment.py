@@ -93,6 +93,8 @@ class Segment[Module: nn.Module]:
         self._count = len(states)
         shared = {key: _laid_out(first[key].to(device), layout) for key in keys if key not in set(differing)}
 
+        self._shared = sum(tensor.nbytes for tensor in shared.values())
+
         def module_over(buffers: list[Tensor]) -> Module:
             offsets = [flat.offsets for flat in self._flats]
             return _module_over(module, shared, [*zip(buffers, offsets, strict=True)], first, layout)
@@ -132,6 +134,11 @@ class Segment[Module: nn.Module]:
         if self._lone_end(wanted) is None and self._holding(wanted) is None:
             self._merge(wanted)
 
+    def forget(self) -> None:
+        """Merge again what is asked for next, also where it is merged already: for measurements."""
+        for merged in self._merged:
+            merged.weights = None
+
     def bytes_per_merge(self, ends: int | None = None) -> int:
         """Bytes that one merge of ``ends`` (by default all) reads and writes: each end once, the result once."""
         passes = (self._count if ends is None else ends) + 1
@@ -140,6 +147,10 @@ class Segment[Module: nn.Module]:
     def bytes_held(self) -> int:
         """Bytes of all ends and merged weights, tensors that all ends share left out."""
         return (self._count + len(self._merged)) * self.bytes_per_merge(ends=0)
+
+    def bytes_shared(self) -> int:
+        """Bytes of the tensors that are equal in all ends."""
+        return self._shared
 
     def _checked(self, weights: Sequence[float]) -> tuple[float, ...]:
         wanted = tuple(float(weight) for weight in weights)

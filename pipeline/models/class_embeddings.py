@@ -39,10 +39,9 @@ class ClassHead:
 
     def logits(self, features_ND: Tensor) -> Tensor:
         """Logits [N, C], float32, of image features [N, D] as the image tower gives them, in its precision."""
-        if self.cosine:
-            features_ND = functional.normalize(features_ND, dim=-1)
+        features_ND = _unit(features_ND.float()) if self.cosine else features_ND.float()
         device = features_ND.device
-        return self.logit_scale * (features_ND.float() @ self.embeddings_CD.to(device).T) + self.logit_bias.to(device)
+        return self.logit_scale * (features_ND @ self.embeddings_CD.to(device).T) + self.logit_bias.to(device)
 
 
 def logits_by_own_heads(features_ND: Tensor, heads: Sequence[ClassHead], upload: Callable[[Tensor], Tensor]) -> Tensor:
@@ -50,12 +49,16 @@ def logits_by_own_heads(features_ND: Tensor, heads: Sequence[ClassHead], upload:
 
     ``upload`` brings what the heads hold to the features' device; all heads are of one kind.
     """
-    if heads[0].cosine:
-        features_ND = functional.normalize(features_ND, dim=-1)
+    features_ND = _unit(features_ND.float()) if heads[0].cosine else features_ND.float()
     embeddings_NCD = _stacked([head.embeddings_CD for head in heads], upload)
     scales_N1 = upload(torch.tensor([head.logit_scale for head in heads], dtype=torch.float32)[:, None])
     biases_NC = _stacked([head.logit_bias for head in heads], upload)
-    return scales_N1 * (embeddings_NCD @ features_ND.float()[:, :, None]).squeeze(2) + biases_NC
+    return scales_N1 * (embeddings_NCD @ features_ND[:, :, None]).squeeze(2) + biases_NC
+
+
+def _unit(features_ND: Tensor) -> Tensor:
+    """Features of length one. In float32: a length rounded to bfloat16 would scale all cosines of an image."""
+    return functional.normalize(features_ND, dim=-1)
 
 
 def _stacked(tensors: Sequence[Tensor], upload: Callable[[Tensor], Tensor]) -> Tensor:
@@ -100,6 +103,10 @@ class HeadSource(Protocol):
 
     def head(self, weights: Sequence[float]) -> ClassHead:
         """Head of θ(w); ``weights`` [K] in the order of the sources, not negative, summing to 1."""
+        ...
+
+    def bytes_held(self) -> int:
+        """Bytes of the weights that it holds."""
         ...
 
 
@@ -159,6 +166,10 @@ class TextTower:
             logit_bias=torch.full((self._classes,), 0.0 if bias is None else float(bias), device=self._device),
         )
 
+    def bytes_held(self) -> int:
+        """Bytes of the text towers, the merged one among them."""
+        return self._segment.bytes_held() + self._segment.bytes_shared()
+
 
 class LinearHeads:
     """The linear heads of all sources of a classifier: θ(w)'s head by interpolation, without any forward."""
@@ -173,6 +184,10 @@ class LinearHeads:
     def head(self, weights: Sequence[float]) -> ClassHead:
         """Head of θ(w), on the CPU."""
         return blend_heads(self._heads, weights)
+
+    def bytes_held(self) -> int:
+        """Bytes of all sources' heads."""
+        return sum(head.embeddings_CD.nbytes + head.logit_bias.nbytes for head in self._heads)
 
 
 def _linear_head(state: Mapping[str, Tensor]) -> ClassHead:

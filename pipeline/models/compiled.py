@@ -19,16 +19,19 @@ class CompiledTowers:
 
     def __init__(self) -> None:
         # Not at the top: it takes seconds, which whoever compiles nothing need not wait.
-        from torch._dynamo import config
+        from torch._dynamo import config as dynamo
+        from torch._inductor import config as inductor
 
         # Every size of tile or micro-batch is a shape of its own, and torch refuses the ninth by default.
-        config.recompile_limit = max(config.recompile_limit, SHAPES)
+        dynamo.recompile_limit = max(dynamo.recompile_limit, SHAPES)
+        # Kernels chosen by a stopwatch would be others in another worker.
+        inductor.deterministic = True
         # By identity: a scorer's towers live as long as it does.
         self._compiled: dict[int, Callable[[Tensor], Tensor]] = {}
 
     def __call__(self, tower: nn.Module, inputs: Tensor) -> Tensor:
         """What ``tower(inputs)`` gives, to rounding; :class:`NumericKindError` when it cannot be compiled."""
-        from torch._dynamo.exc import TorchDynamoException
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
         if id(tower) not in self._compiled:
             # One graph or an error, for torch would otherwise run what it cannot compile, or has compiled too often,
@@ -36,7 +39,7 @@ class CompiledTowers:
             self._compiled[id(tower)] = torch.compile(tower, fullgraph=True, dynamic=False)
         try:
             return self._compiled[id(tower)](inputs)
-        except TorchDynamoException as error:
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             if is_out_of_memory(error):
                 raise
             raise NumericKindError(

@@ -45,6 +45,15 @@ class NumericKind:
         return {name: value for name, value in asdict(self).items() if DEFAULTS.get(name) != value}
 
 
+def require_full_precision() -> None:
+    """Have CUDA multiply and convolve float32 as float32, whatever the environment says.
+
+    By default cuDNN convolves it with 10 bits of mantissa, and ``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE`` has cuBLAS do so.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def choose_device(setting: str) -> torch.device:
     """``auto`` is CUDA where there is one, else the CPU; :class:`NumericKindError` for an absent device."""
     if setting == "auto":
@@ -66,11 +75,13 @@ def measure_numeric_kind(
 
     :class:`NumericKindError` when towers are to be compiled and there is no compiler.
     """
+    # Divergences and probabilities are the host's work on every device.
+    host = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     if device.type == "cuda":
         name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
-        described, instructions = f"cuda {name}", f"sm_{capability[0]}{capability[1]}"
+        described, instructions = f"cuda {name}", f"sm_{capability[0]}{capability[1]} beside {host}"
     else:
-        described, instructions = "cpu", f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+        described, instructions = "cpu", host
     return NumericKind(
         device=described,
         instruction_set=instructions,
@@ -108,8 +119,9 @@ def kind_for_settings(
     memory_format: str = DEFAULTS["memory_format"],
     compiled: bool = False,
 ) -> NumericKind:
-    """Set this process's threads as a worker would, and measure the numeric kind that it then has."""
+    """Set this process's threads and precision as a worker would, and measure the numeric kind that it then has."""
     torch.set_num_threads(threads)
+    require_full_precision()
     return measure_numeric_kind(
         choose_device(device), precision=precision, tile=tile, memory_format=memory_format, compiled=compiled
     )

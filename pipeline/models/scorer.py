@@ -22,6 +22,7 @@ from pipeline.merging.segment import Segment
 from pipeline.models.class_embeddings import ClassHead, logits_by_own_heads
 from pipeline.models.compiled import CompiledTowers
 from pipeline.models.micro_batches import MicroBatches, all_at_once
+from pipeline.models.numeric_kind import require_full_precision
 from pipeline.models.per_sample import PerSampleTower
 from pipeline.models.sources import SourceModels
 from pipeline.models.tile_inputs import TileInputs, Upload
@@ -54,6 +55,8 @@ class Scorer:
 
     Attributes
     ----------
+    merge_ahead
+        As given, or as follows from the device.
     forward_calls, forward_images
         Forward passes and images (padding not counted) so far, by source name, ``merged`` and ``per-sample``. A pass
         that memory did not suffice for is not counted; one that has to be repeated because of another is.
@@ -74,16 +77,15 @@ class Scorer:
         micro_batches: MicroBatches | None = None,
         merge_ahead: bool | None = None,
     ) -> None:
-        # By default cuDNN convolves float32 with 10 bits of mantissa, where the precision of matrices is full.
-        torch.backends.cudnn.allow_tf32 = False
+        require_full_precision()
         self._precision, self._dtype = precision, PRECISIONS[precision]
-        self._ahead = device.type == "cuda" if merge_ahead is None else merge_ahead
+        self.merge_ahead = device.type == "cuda" if merge_ahead is None else merge_ahead
         self._memory_format = memory_format
         with all_at_once(", ".join(models.names), "hold the image towers", device):
             self.segment = Segment(
                 deepcopy(cast("nn.Module", models.model.visual)).to(device=device, dtype=self._dtype),
                 [self._image_tower(state) for state in models.states.values()],
-                ahead=self._ahead,
+                ahead=self.merge_ahead,
                 channels_last=memory_format == "channels_last",
             )
         self._compiled = CompiledTowers() if compiled else None
@@ -113,7 +115,7 @@ class Scorer:
             memory_format=self._memory_format,
             compiled=self._compiled is not None,
             micro_batches=self.micro_batches,
-            merge_ahead=self._ahead,
+            merge_ahead=self.merge_ahead,
         )
 
     def source_logits(
@@ -126,7 +128,7 @@ class Scorer:
             scored = [self._score(name, tower, inputs, head, stop - start) for name, tower, head in sources]
             return torch.stack(scored, dim=1)
 
-        together = self._in_tiles(pixels, tile, score, ", ".join(self._names))
+        together = on_host(self._in_tiles(pixels, tile, score, ", ".join(self._names)))
         return [together[:, source] for source in range(len(sources))]
 
     def merged_logits(
@@ -138,13 +140,26 @@ class Scorer:
         tile: int,
         following: Sequence[float] | None = None,
     ) -> NDArray[np.float32]:
+        """What :meth:`merged` gives, once it is computed and on the host."""
+        return on_host(self.merged(pixels, weights, head, tile=tile, following=following))
+
+    def merged(
+        self,
+        pixels: NDArray[np.uint8],
+        weights: Sequence[float],
+        head: ClassHead,
+        *,
+        tile: int,
+        following: Sequence[float] | None = None,
+    ) -> Tensor:
         """Logits [N, C] of θ(w) for one batch of pixels [N, H, W, 3]: at most one merge, then tiles.
 
-        ``following`` are the weights of the batch that comes next, where they are known; they may be merged ahead.
+        They stay on the device, where on CUDA they may only be queued: who scores several batches need not wait for
+        each. ``following`` are the weights of the batch that comes next, where known; they may be merged ahead.
         """
         with all_at_once(MERGED, "merge", self._device):
             tower, own_head = self.segment.at(weights), self._on_device(head)
-            if self._ahead and following is not None:
+            if self.merge_ahead and following is not None:
                 self.segment.prepare(following)
 
         def score(inputs: Tensor, start: int, stop: int) -> Tensor:
@@ -176,7 +191,7 @@ class Scorer:
             self._count(PER_SAMPLE, calls=len(ends), images=len(ends) * (stop - start))
             return self._logits_by_own_heads(features[: stop - start], heads[start:stop])
 
-        return self._in_tiles(pixels, tile, score, PER_SAMPLE)
+        return on_host(self._in_tiles(pixels, tile, score, PER_SAMPLE))
 
     def per_sample_tower(self, ends: tuple[str, str]) -> PerSampleTower:
         """The exact per-sample form of two sources' image towers, made on first use; see :meth:`per_sample_logits`."""
@@ -189,14 +204,13 @@ class Scorer:
     @torch.inference_mode()
     def _in_tiles(
         self, pixels: NDArray[np.uint8], tile: int, score: Callable[[Tensor, int, int], Tensor], models: str
-    ) -> NDArray[np.float32]:
-        """What ``score(inputs, start, stop)`` gives for all tiles, in one piece and on the host."""
+    ) -> Tensor:
+        """What ``score(inputs, start, stop)`` gives for all tiles, in one piece."""
 
         def work(start: int, stop: int, size: int) -> Tensor:
             return score(self._inputs(pixels[start:stop], size), start, stop)
 
-        logits: NDArray[np.float32] = torch.cat(self.micro_batches.run(len(pixels), tile, work, models)).cpu().numpy()
-        return logits
+        return torch.cat(self.micro_batches.run(len(pixels), tile, work, models))
 
     def _score(self, model: str, tower: nn.Module, inputs: Tensor, head: ClassHead, count: int) -> Tensor:
         features = tower(inputs) if self._compiled is None else self._compiled(tower, inputs)
@@ -224,3 +238,9 @@ class Scorer:
             for key, value in state.items()
             if key.startswith(IMAGE_SIDE)
         }
+
+
+def on_host(logits: Tensor) -> NDArray[np.float32]:
+    """Logits as an array; waits for the device."""
+    array: NDArray[np.float32] = logits.cpu().numpy()
+    return array

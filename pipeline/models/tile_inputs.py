@@ -57,6 +57,7 @@ class TileInputs:
             padding = np.zeros((size - len(pixels), *pixels.shape[1:]), dtype=np.uint8)
             pixels = np.concatenate([pixels, padding])
         uploaded = self._upload(torch.from_numpy(pixels))
-        # The same operations in the same order as ToTensor and Normalize, so that float32 inputs are equal to the bit.
+        # The same operations in the same order as ToTensor and Normalize: equal to the bit in float32 on the CPU, while
+        # CUDA divides by multiplying with the inverse.
         unit = uploaded.permute(0, 3, 1, 2).contiguous().float().div_(255)
         return unit.sub_(self._mean).div_(self._std).to(self._dtype).contiguous(memory_format=self._layout)

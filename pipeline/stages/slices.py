@@ -5,12 +5,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
 from pipeline.archives.archive import Archive, Window
 from pipeline.archives.shards import ChunkCache
 from pipeline.manifest.schema import ROLES
-from pipeline.models.scorer import Scorer
+from pipeline.models.scorer import Scorer, on_host
 from pipeline.stages.heads import Heads
 from pipeline.stages.plan import batches_of_slice
 from pipeline.stages.reading import PixelBlock, read_ahead, rows_per_read, shared_reads
@@ -125,10 +126,10 @@ class SliceScorer:
             head = self.heads.at(float(batch.lam)) if batch.head is None else self.heads.blend(batch.head)
             ahead = None if after is None else self._encoder_weights(after)
             logits.append(
-                self.scorer.merged_logits(pixels, self._encoder_weights(batch), head, tile=self.tile, following=ahead)
+                self.scorer.merged(pixels, self._encoder_weights(batch), head, tile=self.tile, following=ahead)
             )
             start += len(batch.rows)
-        return np.concatenate(logits)
+        return on_host(torch.cat(logits))
 
     def _encoder_weights(self, batch: _Batch) -> tuple[float, ...]:
         return batch.encoder or self.weights_at(float(batch.lam))

@@ -15,6 +15,7 @@ from pipeline.benchmarks.random_pair import random_pair
 from pipeline.benchmarks.scaling import scaling
 from pipeline.benchmarks.ways import Workload
 from pipeline.errors import PipelineError
+from pipeline.merging.segment import Segment
 from tests.models.factory import RESNET10, TINY, TINY_RESNET, write_config
 
 N, SIZE = 12, 4
@@ -54,6 +55,23 @@ def test_every_row_costs_the_forwards_and_merges_of_its_class(result: dict[str, 
     }
     assert {name: (row["image_forwards"], row["merges"]) for name, row in by_name(result).items()} == expected
     assert next(iter(by_name(result))) == "plain"
+
+
+@pytest.mark.parametrize("only", [("t3-batch",), ("t3-batch", "t3-batch-online", "t3"), ("soup",)])
+def test_every_turn_pays_for_its_merges(only: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    merges: list[int] = []
+    forget = Segment.forget
+
+    def noted(segment: Segment[Any]) -> None:
+        merges.append(segment.merges)
+        forget(segment)
+
+    monkeypatch.setattr(Segment, "forget", noted)
+    result = method_costs(setting(write_config(tmp_path), samples=SIZE, only=only))
+    rows = [row["merges"] for row in result["rows"]]
+    assert rows == [0, *(0 if name == "t3" else 1 for name in only)]
+    turns = [merges[start : start + len(rows)] for start in range(0, len(merges), len(rows))]
+    assert [turn[0] - turns[0][0] for turn in turns] == [turn * sum(rows) for turn in range(len(turns))]
 
 
 def test_rows_say_what_programs_expect(result: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from hypothesis import strategies as st
 from pipeline.archives.archive import Archive
 from pipeline.archives.shards import ChunkCache
 from pipeline.drivers.planning.batches import WIDEST_GAP, imagine_lambdas
+from pipeline.drivers.planning.counts import Item, MergeCounter
 from pipeline.drivers.planning.decoding import WindowReader
 from pipeline.drivers.planning.elapsed import Seconds, bottleneck, makespan
 from pipeline.manifest import Manifest
+from pipeline.merging.segment import Segment
 from tests.main_job.factory import study
 from tests.main_job.planned import quick, stages
+from tests.merging.factory import Tower, random_state
 
 
 @given(
@@ -84,6 +88,22 @@ def test_fewer_workers_than_parts_are_not_called_too_many(finished: Manifest, tm
     planned = quick(study(tmp_path, pair, Path(finished.archives)), workers=[4])
     assert not stages(planned)["generalist"]["parallel"], "the driver alone copies what evidence holds"
     assert not any("more than there are parts" in note for note in planned["notes"])
+
+
+@given(
+    lambdas=st.lists(st.lists(st.sampled_from([0.0, 0.2, 0.5, 0.7, 1.0]), max_size=12), max_size=4), ahead=st.booleans()
+)
+def test_merges_are_counted_as_the_segment_makes_them(lambdas: list[list[float]], ahead: bool) -> None:
+    segment = Segment(Tower(), [random_state(1), random_state(2)], ahead=ahead)
+    counter = MergeCounter(frozenset(), ahead)
+    for part in lambdas:
+        before = segment.merges
+        for lam, following in zip(part, [*part[1:], None], strict=False):
+            segment.at((1 - lam, lam))
+            if ahead and following is not None:
+                segment.prepare((1 - following, following))
+        weights = np.array([(1 - lam, lam) for lam in part]).reshape(-1, 2)
+        assert counter.merges(replace(Item.of_images(), weights=weights)) == segment.merges - before
 
 
 @pytest.mark.parametrize("room_chunks", [0, 2, 5])

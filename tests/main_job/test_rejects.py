@@ -13,10 +13,11 @@ from pipeline.archives.synthetic import SyntheticSource
 from pipeline.drivers.ingest import ingest
 from pipeline.drivers.summary import Summary
 from pipeline.engines.local import LocalEngine
-from pipeline.errors import ProblemsError
+from pipeline.errors import ArchiveUnavailableError, ProblemsError
 from pipeline.manifest import Manifest
 from pipeline.manifest.images import NpzSource
 from pipeline.results.metrics import evaluate_run
+from pipeline.stages.reading import read_block
 from pipeline.stages.selection import select_methods
 from tests.main_job.factory import (
     MERGING,
@@ -215,6 +216,20 @@ def test_a_lost_shard_rejects_its_images(pair: Path, tmp_path: Path) -> None:
     shard_path(Archive.open(tmp_path / "archives" / "npz"), 1).unlink()
     summary = run_precompute(manifest)
     assert (summary.samples, summary.rejected) == (COUNT - 128, 128)
+
+
+def test_an_archive_that_vanishes_costs_no_image(damaged: tuple[Manifest, Archive], tmp_path: Path) -> None:
+    _, archive = damaged
+    rows = np.arange(100, 120)
+    assert read_block(archive, rows).unreadable == {}
+    # As when the file system that it lies on is not mounted any more.
+    archive.path.rename(tmp_path / "elsewhere")
+    with pytest.raises(ArchiveUnavailableError, match=r"cannot be read for now .*run the command again"):
+        read_block(archive, rows)
+    with pytest.raises(ArchiveUnavailableError):
+        archive.readable(rows)
+    (tmp_path / "elsewhere").rename(archive.path)
+    assert read_block(archive, rows).unreadable == {}
 
 
 def test_evidence_made_again_after_a_repair_reaches_every_table(damaged: tuple[Manifest, Archive]) -> None:

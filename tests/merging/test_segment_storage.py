@@ -30,6 +30,23 @@ def test_a_merge_moves_each_end_once_and_the_result_once() -> None:
     assert 4 * two.bytes_held() == 3 * Segment(Tower(), [random_state(1), random_state(2)], ahead=True).bytes_held()
 
 
+@pytest.mark.parametrize("ends", [1, 2, 3])
+def test_bytes_are_those_of_all_tensors_each_once(ends: int) -> None:
+    segment, _ = make_segment(ends=ends, shared=("second.weight", "second.bias"))
+    modules = (*segment.ends, segment.at([1 / ends] * ends))
+    storages = [tensor.untyped_storage() for module in modules for tensor in module.state_dict().values()]
+    distinct = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    assert segment.bytes_held() + segment.bytes_shared() == sum(distinct.values())
+
+
+def test_what_is_forgotten_is_merged_again() -> None:
+    segment, _ = make_segment()
+    before = {key: value.clone() for key, value in segment.at(pair(0.3)).state_dict().items()}
+    segment.forget()
+    assert_same_bits(segment.at(pair(0.3)), before)
+    assert segment.merges == 2
+
+
 @pytest.mark.parametrize("ends", [2, 3])
 def test_modules_share_nothing_that_differs(ends: int) -> None:
     segment, states = make_segment(ends=ends, shared=("second.weight",))

@@ -11,9 +11,16 @@ from torch.nn import functional
 
 from pipeline.errors import ManifestError, OutOfMemoryError
 from pipeline.models.architectures import load_architecture
-from pipeline.models.class_embeddings import ClassHead, TextTower, blend_heads, fill_templates
+from pipeline.models.class_embeddings import (
+    ClassHead,
+    TextTower,
+    blend_heads,
+    fill_templates,
+    logits_by_own_heads,
+)
 from pipeline.models.head_curve import HeadCurve, chebyshev_lobatto, fit_head_curve
 from pipeline.models.sources import SourceModels
+from pipeline.models.tile_inputs import Upload
 from tests.models.factory import (
     TINY,
     along,
@@ -281,6 +288,18 @@ def test_all_weight_on_one_head_is_exactly_that_head(cosine: bool, end: int) -> 
 def test_weights_that_are_no_average_are_refused(weights: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="'weights' must be 2 numbers >= 0 that sum to 1"):
         blend_heads([random_head(seed, cosine=True) for seed in range(2)], weights)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["one head", "own heads"])
+def test_features_of_half_precision_are_scaled_to_unit_length_in_single(own: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    embeddings = functional.normalize(torch.randn(8, 512, generator=generator), dim=-1)
+    head = ClassHead(embeddings, 100.0, torch.zeros(8))
+    features = (torch.randn(64, 512, generator=generator) + 3 * embeddings[0]).bfloat16()
+    wide = features.double()
+    expected = 100 * (wide / wide.norm(dim=1, keepdim=True)) @ embeddings.double().T
+    found = logits_by_own_heads(features, [head] * 64, Upload(torch.device("cpu"))) if own else head.logits(features)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
 
 
 def test_clip_features_need_not_have_unit_length() -> None:

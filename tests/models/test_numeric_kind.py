@@ -1,4 +1,7 @@
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -18,6 +21,17 @@ def threads() -> Iterator[int]:
     before = torch.get_num_threads()
     yield before
     torch.set_num_threads(before)
+
+
+def test_matrices_are_multiplied_in_full_precision_whatever_the_environment_says() -> None:
+    script = (
+        "import torch; from pipeline.models.numeric_kind import kind_for_settings as kind; "
+        "flags = lambda: (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32); before = flags(); "
+        "kind('cpu', precision='fp32', threads=1, tile=4); print(before, flags())"
+    )
+    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(True, True) (False, False)"
 
 
 def test_an_equal_kind_is_accepted() -> None:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.errors import NumericKindError
 from pipeline.models.class_embeddings import ClassHead
-from pipeline.models.compiled import CompiledTowers
+from pipeline.models.compiled import SHAPES, CompiledTowers
 from pipeline.models.scorer import Scorer
 from pipeline.models.sources import SourceModels
 from tests.models.factory import TINY, TINY_RESNET, along, random_state, write_config, write_pair
@@ -85,6 +86,16 @@ def test_more_shapes_than_torch_compiles_by_default_are_compiled(monkeypatch: py
     for images in range(1, 20):
         inputs = torch.ones(images, 2)
         torch.testing.assert_close(compiled(layer, inputs), layer(inputs))
+
+
+def test_a_shape_too_many_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiled, layer = CompiledTowers(), torch.nn.Linear(2, 2).eval()
+    shapes = [torch.ones(images, 2) for images in range(1, SHAPES + 100)]
+    with pytest.raises(NumericKindError) as caught:
+        [compiled(layer, inputs) for inputs in shapes]
+    assert str(caught.value).startswith("compute.compile: Linear cannot be compiled (")
+    assert "\n" not in str(caught.value)
 
 
 def test_compiled_neither_padding_nor_batch_mates_change_an_image(

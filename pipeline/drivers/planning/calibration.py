@@ -17,6 +17,7 @@ from pipeline.coefficients.evidence import Evidence
 from pipeline.costs import CostModel, fit_costs
 from pipeline.drivers.planning.decoding import WindowReader
 from pipeline.manifest.schema import ROLES
+from pipeline.models.class_embeddings import ClassHead
 from pipeline.models.scorer import Scorer
 from pipeline.stages.context import EXACT, RunContext
 from pipeline.stages.heads import Heads
@@ -57,13 +58,17 @@ class DevicePrices:
 
 @dataclass(slots=True)
 class Calibration:
-    """Measures on the first images of each set; ``archives`` hold at least these."""
+    """Measures on the first images of each set; ``archives`` hold at least these.
+
+    Heads of the sets ``exact_heads`` are a text forward each: priced apart, they are in no price of images.
+    """
 
     context: RunContext
     scorer: Scorer
     device: torch.device
     archives: Mapping[str, Archive]
     heads: Mapping[str, Heads]
+    exact_heads: frozenset[str]
     seconds: float
     report: Callable[[str], None]
     evidence: dict[str, pa.Table] = field(default_factory=dict)
@@ -166,27 +171,35 @@ class Calibration:
         """Seconds per call; one that has just been merged, with its head, less the merge itself."""
         self.report(f"merged model, tile {tile}")
         name, pixels = self._tile(tile)
+        # One sequence for both: what the one has merged last would cost the other nothing.
         lambdas = _moving()
+        head_at = self._head_at(name)
 
         def batch() -> None:
             lam = next(lambdas)
-            heads = self.heads[name]
-            head = heads.at(lam) if self.context.manifest.is_pair else heads.blend(self._weights(lam, len(ROLES)))
-            self.scorer.merged_logits(pixels, self._weights(lam, len(ROLES)), head, tile=tile)
+            self.scorer.merged_logits(pixels, self._weights(lam, len(ROLES)), head_at(lam), tile=tile)
 
-        merging = iter(_moving())
-        merge = median(
-            self._times(lambda: self.scorer.segment.at(self._weights(next(merging), len(ROLES))), budget / 4)
-        )
+        merge = self._repeat(lambda: self.scorer.segment.at(self._weights(next(lambdas), len(ROLES))), budget / 4)
         return max(self._repeat(batch, budget) - merge, 0.0)
+
+    def _head_at(self, name: str) -> Callable[[float], ClassHead]:
+        """A set's heads by λ, or where each is a text forward a single one."""
+        heads = self.heads[name]
+        if not self.context.manifest.is_pair:
+            return lambda lam: heads.blend(self._weights(lam, len(ROLES)))
+        if name in self.exact_heads:
+            head = heads.at(0.5)
+            return lambda _: head
+        return heads.at
 
     def _per_sample(self, tile: int, budget: float) -> float:
         self.report(f"exact form for each image, tile {tile}")
         name, pixels = self._tile(tile)
         lambdas = [(index + 1) / (tile + 1) for index in range(tile)]
+        head_at = self._head_at(name)
 
         def score() -> None:
-            heads = [self.heads[name].at(lam) for lam in lambdas]
+            heads = [head_at(lam) for lam in lambdas]
             self.scorer.per_sample_logits(pixels, lambdas, heads, ends=ROLES, tile=tile)
 
         return self._repeat(score, budget)

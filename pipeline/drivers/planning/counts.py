@@ -54,21 +54,34 @@ class Item:
 
 @dataclass(slots=True)
 class MergeCounter:
-    """Counts the merges and exact heads of a worker, which keeps what it merged last."""
+    """Counts the merges and exact heads of a worker, which keeps what it merged last, ``ahead`` the last two."""
 
     exact_heads: frozenset[str]
-    _weights: Weights | None = None
+    ahead: bool
+    _held: list[bytes | None] = field(default_factory=lambda: [None, None])
+    _in_use: int | None = None
     _lambdas: dict[str, float] = field(default_factory=dict)
 
     def merges(self, item: Item) -> int:
-        """Merges of an item's image towers: none at an end, none where the weights stay what they are."""
-        inner = item.weights[(item.weights > 0).sum(axis=1) > 1]
-        if not len(inner):
+        """Merges of an item's image towers: none at an end, none where the weights are there already.
+
+        As :class:`~pipeline.merging.segment.Segment` decides it, whose choice of a buffer depends on the one in use.
+        """
+        if not len(item.weights):
             return 0
-        changed = int((np.diff(inner, axis=0) != 0).any(axis=1).sum())
-        changed += int(self._weights is None or not np.array_equal(self._weights, inner[0]))
-        self._weights = inner[-1]
-        return changed
+        changes = np.append(True, (np.diff(item.weights, axis=0) != 0).any(axis=1))
+        merged = 0
+        for weights in item.weights[changes]:
+            if np.count_nonzero(weights) == 1:
+                self._in_use = None
+                continue
+            key = weights.tobytes()
+            if key not in self._held:
+                free = 1 if self.ahead and self._in_use == 0 else 0
+                self._held[free] = key
+                merged += 1
+            self._in_use = self._held.index(key)
+        return merged
 
     def heads(self, item: Item) -> int:
         """Text forwards of an item, where heads are no curve but made for every λ."""

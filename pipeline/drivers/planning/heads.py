@@ -18,7 +18,7 @@ from pipeline.stages.static import ensure_merged
 class HeadPrice:
     """Heads of one set: what all of them took in seconds, text forwards of so many ``prompts`` each, and bytes.
 
-    ``exact``: they are no curve, so that every λ needs a text forward of its own.
+    ``exact``: they are no curve, so that every λ needs a text forward of its own, of towers of ``held`` bytes.
     """
 
     heads: Heads
@@ -26,6 +26,7 @@ class HeadPrice:
     calls: int
     prompts: int
     exact: bool
+    held: int
     bytes: int
 
     @property
@@ -57,7 +58,8 @@ def measure_heads(
         calls = ledger.per_model["text_forward_calls"][MERGED]
         prompts = ledger.per_model["text_forward_images"][MERGED] // max(calls, 1)
         path = context.directory.embeddings(embeddings_variant(name, context.manifest.prompts))
-        prices[name] = HeadPrice(heads, seconds, calls, prompts, source is not None, path.stat().st_size)
+        held = 0 if source is None else source.bytes_held()
+        prices[name] = HeadPrice(heads, seconds, calls, prompts, source is not None, held, path.stat().st_size)
     return {name: prices[first] for name, first in sandbox.representatives.items()}
 
 

@@ -78,7 +78,7 @@ class Pricing:
     """Prices of a run's items; ``text`` is what a text forward of a set costs, ``prompts`` how many prompts it has.
     ``exact_heads`` are the sets whose heads are made for every λ.
 
-    ``mergeable``: the sources differ, so that merging them is work.
+    ``mergeable``: the sources differ, so that merging them is work. ``merge_ahead``: workers hold two merged models.
     """
 
     device: DevicePrices
@@ -86,6 +86,11 @@ class Pricing:
     prompts: Mapping[str, int]
     exact_heads: frozenset[str]
     mergeable: bool
+    merge_ahead: bool
+
+    def counter(self) -> MergeCounter:
+        """Counter of what a fresh worker merges."""
+        return MergeCounter(self.exact_heads, self.merge_ahead)
 
     def evidence(self, items: Iterable[Item], files: Files) -> list[Worked]:
         """Stage one: every tile through all sources."""

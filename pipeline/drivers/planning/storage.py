@@ -62,12 +62,17 @@ def worker_memory(
     """Bytes of one worker beside Python and its libraries, and those on its GPU where it has one.
 
     ``models`` are the states as loaded and the module they share, and with them, or on the GPU, the ends and merged
-    weights of the image towers. ``pixels`` are those in use, read ahead, and kept decoded for rows out of order.
+    weights of the image towers, a static method's tower, and text towers where heads are no curve. ``pixels`` are
+    those in use, read ahead, and kept decoded for rows out of order.
     """
     states = [*models.states.values(), models.model.state_dict()]
     loaded = sum(value.numel() * value.element_size() for state in states for value in state.values())
     pixels = {"pixels": max(_pixels(planned, subject) for subject in planned.subjects)}
-    scoring = {"models": scorer.segment.bytes_held(), "activations": planned.pricing.device.activations}
+    segment = scorer.segment
+    towers = segment.bytes_held() + segment.bytes_shared() + sum(head.held for head in planned.costs.heads.values())
+    if any(item.method.combination == "static" for item in planned.inferred):
+        towers += segment.bytes_per_merge(ends=0) + segment.bytes_shared()
+    scoring = {"models": towers, "activations": planned.pricing.device.activations}
     if on_gpu:
         return {"models": loaded, **pixels}, scoring
     return {**scoring, "models": loaded + scoring["models"], **pixels}, None

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.drivers.planning.batches import BatchPlans
-from pipeline.drivers.planning.counts import MergeCounter, method_items
+from pipeline.drivers.planning.counts import method_items
 from pipeline.drivers.planning.stages import Pricing
 from pipeline.drivers.planning.subjects import Subject
 from pipeline.manifest.entries import check_entry
@@ -92,7 +92,7 @@ def _cost(
     """Seconds, merges and batches of a method whose answers are not written."""
     items = method_items(context, plans, subjects, selected)
     exact = context.implementation(selected) == EXACT
-    counter = MergeCounter(pricing.exact_heads)
+    counter = pricing.counter()
     worked = pricing.inference(items, {subject.name: () for subject in subjects}, counter, exact=exact)
     return (
         sum(item.seconds.elapsed for item in worked),

@@ -161,7 +161,7 @@ class RunPlan:
         """Methods as the worker meets them: it keeps what it merged last from one to the next."""
         kinds = (("source", "ensemble"), ("batch",), ("static", "grid"))
         ordered = [item for kind in kinds for item in self.inferred if item.method.combination in kind]
-        of_all, of_left = (MergeCounter(self.pricing.exact_heads) for _ in range(2))
+        of_all, of_left = (self.pricing.counter() for _ in range(2))
         return [self._method(selected, of_all, of_left) for selected in ordered]
 
     def _method(self, selected: Selected, of_all: MergeCounter, of_left: MergeCounter) -> Stage:
