@@ -160,9 +160,10 @@ def _fit(measured: Iterable[Measured]) -> CostModel:
 
 
 def _predict_from_others(item: Measured, measured: Iterable[Measured]) -> float | None:
-    """Seconds of a row by the prices that all other rows show; None where no other row does an operation of its."""
+    """Seconds of a row by the prices that all other rows show; None where these say nothing of what it does."""
     try:
-        return _fit([other for other in measured if other is not item]).predict(_operations(item))
+        # Nothing is what work costs whose operations the other rows do not tell apart from theirs.
+        return _fit([other for other in measured if other is not item]).predict(_operations(item)) or None
     except ValueError:
         return None
 
@@ -194,7 +195,8 @@ def _text(result: Mapping[str, Any]) -> str:
         )
     curve = result["rows"][-1]["text_forwards"]
     lines.append(f"  text: {curve} prompt-set forwards for the class-embedding curve, once per run, not in these times")
-    lines.append("  dawin: its λ are cached, and every image is scored by its own, as t3's are")
+    if any(row["name"] == "dawin" for row in result["rows"]):
+        lines.append("  dawin: its λ are cached, and every image is scored by its own, as t3's are")
     lines.append("  what is required and the paper's figures are for ViT-B/16, batches of 32, 8 classes")
     lines += [f"  {pair} agree to {value:.1e} of the largest logit" for pair, value in result["agreement"].items()]
     if result["per_sample"] != "exact":

@@ -87,6 +87,14 @@ def test_rows_say_what_programs_expect(result: dict[str, Any]) -> None:
     assert "at most 1.03: " in result["text"]
 
 
+def test_a_row_that_no_other_one_tells_about_is_not_predicted(tmp_path: Path) -> None:
+    found = method_costs(setting(write_config(tmp_path), only=("t3-batch", "t3-loop", "t3", "t3-online")))
+    predicted = {name: row["predicted_seconds"] for name, row in by_name(found).items()}
+    assert predicted["t3"] is None
+    assert all(seconds is None or seconds > 0 for seconds in predicted.values())
+    assert "dawin" not in found["text"]
+
+
 def test_text_forwards_do_not_grow_with_batches(result: dict[str, Any], tmp_path: Path) -> None:
     more = method_costs(setting(write_config(tmp_path), samples=3 * N))
     assert by_name(more)["t3-batch"]["text_forwards"] == by_name(result)["t3-batch"]["text_forwards"]
