@@ -14,7 +14,7 @@ demo: $(READY)
 	$(BIN)/pipeline demo
 
 # The cross-evaluation on real images: three seeds of three modalities; goes on where it was interrupted.
-study: export PIPELINE_DATA_ROOT ?= $(abspath $(wildcard ../shared/data))
+study bench: export PIPELINE_DATA_ROOT ?= $(abspath $(wildcard ../shared/data))
 study: $(READY)
 	$(BIN)/pipeline study manifests/study
 
@@ -32,11 +32,11 @@ lint: $(READY)
 # The README's figures, about two hours on two cores; kept in runs/bench for `pipeline report RUN --bench runs/bench`.
 bench: $(READY)
 	$(BIN)/pipeline bench --architecture ViT-B-16
-	$(BIN)/pipeline bench --architecture ViT-B-32 --samples 64
+	$(BIN)/pipeline bench --architecture ViT-B-32 --threads 1
 	$(BIN)/pipeline bench merge
 	$(BIN)/pipeline bench curve
 	$(BIN)/pipeline bench reads
-	$(BIN)/pipeline bench pipeline
+	$(BIN)/pipeline bench pipeline --pairs 8
 	$(BIN)/pipeline bench memory
 	$(BIN)/pipeline bench scoring
 	$(BIN)/pipeline bench scaling

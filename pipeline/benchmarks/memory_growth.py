@@ -40,12 +40,17 @@ def memory_growth(images: Sequence[int], folder: Path) -> dict[str, Any]:
     compares the largest process of the largest archive with that of the smallest; Ray's own processes count too. An
     archive in ``folder`` is used again, a run is not.
     """
-    if len(images) < 2:
-        raise PipelineError(f"--images must be given at least twice to show growth, got {list(images)}")
+    if len(set(images)) < 2:
+        raise PipelineError(f"--images must be given at least two different sizes to show growth, got {list(images)}")
     write_pair(folder)
-    rows = [_measure(count, folder) for count in sorted(images)]
+    rows = [_measure(count, folder) for count in sorted(set(images))]
     peaks = [max(max(row[stage]["unique_bytes"].values()) for stage in STAGES) for row in rows]
     result: dict[str, Any] = {"rows": rows, "growth": peaks[-1] / peaks[0] - 1, "required": MEMORY_GROWTH.bound}
+    result["growth_by_process"] = {
+        f"{stage}, {kind}": rows[-1][stage]["unique_bytes"][kind] / peak - 1
+        for stage in STAGES
+        for kind, peak in rows[0][stage]["unique_bytes"].items()
+    }
     bars = [
         Bar(f"{row['images']:,} images, {stage}, {kind}", peak / 2**20)
         for row in rows
@@ -56,6 +61,8 @@ def memory_growth(images: Sequence[int], folder: Path) -> dict[str, Any]:
     growth = result["growth"]
     lines = [_line(row, stage) for row in rows for stage in STAGES]
     lines.append(f"largest unique set size grows by {growth:+.1%}; {MEMORY_GROWTH.text(growth)}")
+    alike = ", ".join(f"{name} {value:+.1%}" for name, value in result["growth_by_process"].items())
+    lines.append(f"each kind of process by itself: {alike}")
     result["text"] = "\n".join(lines)
     return result
 

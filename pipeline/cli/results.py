@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from pipeline.cli.options import (
     DataRoot,
@@ -13,6 +12,7 @@ from pipeline.cli.options import (
     Output,
     print_json,
 )
+from pipeline.console import table_console
 from pipeline.errors import PipelineError
 from pipeline.manifest import Manifest, load_manifest, manifest_schema
 
@@ -34,7 +34,7 @@ def evaluate(
     if as_json:
         print_json(results_json(frame))
         return
-    Console().print(results_table(frame))
+    table_console().print(results_table(frame))
     for line in marks_lines(frame):
         print(line)
 
@@ -85,7 +85,7 @@ def check(
     if as_json:
         print_json(result)
     else:
-        Console().print(checks_table(result))
+        table_console().print(checks_table(result))
         print("\n".join(checks_lines(result)))
     if fail_on_leak and has_leak(result):
         raise typer.Exit(PipelineError.exit_code)
@@ -106,7 +106,7 @@ def datasets(
     if as_json:
         print_json(datasets_json(*found))
     else:
-        Console().print(*datasets_tables(*found), sep="\n")
+        table_console().print(*datasets_tables(*found), sep="\n")
 
 
 @app.command()
@@ -157,5 +157,5 @@ def _inspect_models(manifest: Manifest, *, as_json: bool) -> None:
     if as_json:
         print_json({"figure": str(figure), "pairs": distances_json(found)})
         return
-    Console().print(distances_table(found))
+    table_console().print(distances_table(found))
     print(figure)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from pipeline.cli.options import (
     AllowCode,
@@ -20,12 +19,11 @@ from pipeline.cli.options import (
     print_json,
     print_summary,
 )
+from pipeline.console import table_console
 from pipeline.errors import ProblemsError
 from pipeline.manifest import load_manifest
 
 app = typer.Typer()
-
-WIDE = 110
 
 
 @app.command()
@@ -155,9 +153,7 @@ def plan(
     if as_json:
         print_json(planned)
         return
-    console = Console()
-    # A file or a pipe has no width of its own: lines need not be folded there.
-    console = console if console.is_terminal else Console(width=WIDE)
+    console = table_console()
     for table in plan_tables(planned):
         console.print(table)
 
@@ -234,7 +230,7 @@ def sweep(
         return
     if preset:
         print(preset.shows)
-    Console().print(sweep_table(results))
+    table_console().print(sweep_table(results))
     print(f"{swept.text()}\n{results.table}\n{results.figure}")
 
 
@@ -274,10 +270,7 @@ def _print_study(summary: Any) -> None:
     from pipeline.results.tables import study_table
 
     if summary.runs:
-        console = Console()
-        # A file or a pipe has no width of its own: names need not be folded there.
-        console = console if console.is_terminal else Console(width=WIDE)
-        console.print(study_table(combine(summary.runs)))
+        table_console().print(study_table(combine(summary.runs)))
         print(f"report: {summary.report}")
     for line in summary.missing:
         print(f"missing: {line}")

@@ -3,8 +3,7 @@
 from importlib import resources
 from pathlib import Path
 
-from rich.console import Console
-
+from pipeline.console import table_console
 from pipeline.drivers.finetune import finetune
 from pipeline.drivers.infer import infer
 from pipeline.drivers.ingest import ingest
@@ -26,7 +25,7 @@ def run_demo(folder: Path) -> None:
 
     What an earlier run left there is reused. An edited ``demo.yaml`` in ``folder`` is respected.
     """
-    console = Console()
+    console = table_console()
     manifest_path = _copy_inputs(folder)
     manifest = load_manifest(manifest_path)
     for trained in finetune(manifest):

@@ -97,6 +97,7 @@ def plan(
         opening = time.perf_counter() - start
         subjects = open_subjects(manifest, models)
         context = _context(manifest, models, subjects, asked)
+        BatchPlans(context, {}).require_fresh(subjects)
         with open_sandbox(context, subjects, INGEST_SHARE * seconds, report) as sandbox:
             budget = seconds * (1.0 - INGEST_SHARE) if sandbox.ingest else seconds
             planned, memory, gpu_memory = _calibrate(sandbox, context, models, subjects, asked, opening, budget, report)

@@ -23,11 +23,12 @@ from pipeline.drivers.opening import (
     require_models,
 )
 from pipeline.drivers.precompute import planned_methods
-from pipeline.errors import PipelineError, ProblemsError
+from pipeline.errors import ManifestError, PipelineError, ProblemsError
 from pipeline.manifest.images import EvaluationSet
 from pipeline.manifest.schema import Manifest
 from pipeline.models.architectures import Architecture
 from pipeline.models.class_embeddings import fill_templates
+from pipeline.models.sources import load_sources
 from pipeline.references import is_file_reference
 from pipeline.stages.context import archive_path
 from pipeline.stages.scoring_worker import load_manifest_architecture
@@ -88,6 +89,8 @@ def _check_models(manifest: Manifest) -> str:
     to_be_made = [manifest.checkpoint_key(name) for name in manifest.finetune if not _is_made(checkpoints[name])]
     if to_be_made:
         load_manifest_architecture(manifest).build()
+        if not awaited:
+            _load_given(manifest)
         line = f"{section}: {manifest.architecture}; run `pipeline finetune` to make {' and '.join(to_be_made)}"
         return "\n".join([line, *awaited])
     if None in checkpoints.values() and manifest.finetune and not manifest.evaluation_sets:
@@ -99,6 +102,17 @@ def _check_models(manifest: Manifest) -> str:
     size = models.preprocessing.geometry
     fit = "both ends fit" if section == "pair" else f"{len(models.names)} sources fit"
     return f"{section}: {models.architecture.reference}, {size.height}x{size.width} pixels, {fit}"
+
+
+def _load_given(manifest: Manifest) -> None:
+    """Load the checkpoints that no training of the manifest makes: a night's training begins with one of them."""
+    given = {
+        name: reference
+        for name, reference in manifest.checkpoints.items()
+        if reference is not None and name not in manifest.finetune
+    }
+    if given:
+        load_sources(manifest.architecture, given, manifest.models_section, manifest.classes)
 
 
 def _check_methods(manifest: Manifest, *, allow_code: bool) -> str:
@@ -138,7 +152,10 @@ def _open_set(manifest: Manifest, item: EvaluationSet) -> tuple[Sequence[Source]
 
     Prompts that would be cut are refused here too.
     """
-    awaited = awaited_images(item, manifest.data_root)
+    try:
+        awaited = awaited_images(item, manifest.data_root)
+    except PipelineError as error:
+        raise ManifestError(f"evaluation set {item.name!r}: {error}") from error
     sources = [] if awaited else open_sources(item, manifest.data_root)
     own = sources[0].class_names if sources else published_names(item)
     names = resolve_class_names(item, own) if own else []

@@ -19,18 +19,20 @@ USER_RULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(-batch|-lambda|-mixture)?"
 
 
 def check_entries(entries: object, sources: Collection[str]) -> None:
-    """ValueError unless ``entries`` is a list that :func:`check_entry` accepts; it says at which position it is not."""
+    """ValueError unless ``entries`` is a list that :func:`check_entry` accepts; a line for each that is not."""
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"must be all, or a list of names and of mappings of a name and settings, got {entries!r}")
+    problems = []
     for position, entry in enumerate(entries):
         if not isinstance(entry, str | dict):
-            raise ValueError(f"[{position}]: must be a name, or a mapping of a name and settings, got {entry!r}")  # noqa: TRY004 - as pydantic wants it
-        if entry == ALL:
-            continue
-        try:
-            check_entry(entry, sources)
-        except ValueError as error:
-            raise ValueError(f"[{position}]: {error}") from None
+            problems.append(f"[{position}]: must be a name, or a mapping of a name and settings, got {entry!r}")
+        elif entry != ALL:
+            try:
+                check_entry(entry, sources)
+            except ValueError as error:
+                problems.append(f"[{position}]: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def check_entry(entry: str | Mapping[str, Any], sources: Iterable[str]) -> tuple[Method, dict[str, Value]]:

@@ -73,7 +73,8 @@ def load_manifest(
     try:
         manifest = Manifest.model_validate(resolved)
     except ValidationError as error:
-        raise ProblemsError([_explain(path, detail) for detail in error.errors()]) from None
+        lines = [line for detail in error.errors() for line in _explain(path, detail).splitlines()]
+        raise ProblemsError(lines) from None
     if seed is not None:
         seeds = manifest.seeds.model_copy(update={"training": seed, "merging": seed, "order": seed})
         manifest = manifest.model_copy(update={"seeds": seeds})
@@ -130,7 +131,7 @@ def _explain(path: Path, detail: ErrorDetails) -> str:
     message = message[0].lower() + message[1:]
     shown = "" if kind == "value_error" else f", got {_shortened(detail['input'])}"
     if message.startswith("["):
-        return f"{path}: {key}{message}{shown}"
+        return "\n".join(f"{path}: {key}{line}{shown}" for line in message.splitlines())
     return f"{path}: {key}: {message}{shown}" if key else f"{path}: {message}{shown}"
 
 

@@ -168,7 +168,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: is not a whole safetensors file ({one_line(error)})") from error
+        reason = one_line(error)
+        msg = f"{path}: is not a whole safetensors file ({reason}); copy it again, or make it again"
+        raise CheckpointError(msg) from error
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:

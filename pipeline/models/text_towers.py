@@ -20,7 +20,7 @@ SHAPE = "hf_config"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 # Entries of ``config.json`` that say who wrote it, not what it describes.
 ORIGINS = frozenset({"_name_or_path", "_commit_hash", "transformers_version"})
-EXTRA = "pip install 'pipeline[biomedclip]'"
+EXTRA = "in the checkout: pip install -c constraints.txt '.[biomedclip]'"
 
 
 def tower_name(config: Mapping[str, Any]) -> str | None:

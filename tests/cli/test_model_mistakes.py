@@ -56,6 +56,21 @@ def test_a_mismatched_pair_is_one_line(
         assert said in line
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:1000])])
+def test_what_training_begins_with_is_checked_before_it(study: Study, run: Run, damage: Callable[[Path], Any]) -> None:
+    source = SYNTHETIC | {"count": 4}
+    expert = {
+        "init": "generalist",
+        "train": [{"name": "own", "source": source}],
+        "validation": [{"name": "own", "source": source}],
+    }
+    study.write(finetune={"expert": expert})
+    (study.folder / "expert.safetensors").unlink()
+    assert run("validate", study.manifest)[0] == 0
+    damage(study.folder / "generalist.safetensors")
+    assert only_line(run("validate", study.manifest)).startswith("pair.generalist: ")
+
+
 def of_sources(study: Study, *names: str, **entries: Any) -> Path:
     """The study with K sources instead of its pair: ``site-a`` and ``site-b`` are its two checkpoints."""
     files = {"site-a": "generalist", "site-b": "expert"}

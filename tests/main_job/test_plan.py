@@ -212,7 +212,10 @@ def test_tolerances_are_those_of_real_batch_plans(tmp_path: Path, finished: Mani
     assert exact["merges"] > coarse["merges"]
 
 
-def test_weights_made_from_another_checkpoint_are_refused(tmp_path: Path, finished: Manifest, pair: Path) -> None:
+def test_evidence_made_with_other_prompts_is_refused_before_anything_is_measured(
+    tmp_path: Path, finished: Manifest, pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = copy_run(finished, tmp_path, pair, prompts={"templates": ["another {}."]})
+    monkeypatch.setattr("pipeline.drivers.plan.open_sandbox", None)
     with pytest.raises(StaleCacheError, match="prompts changed"):
         quick(manifest)

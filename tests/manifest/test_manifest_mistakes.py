@@ -119,6 +119,13 @@ def test_missing_keys_are_named(write: Write) -> None:
     assert problems(write(pair={"expert": "x.pt"})) == ["pair.architecture is required", "pair.generalist is required"]
 
 
+def test_all_wrong_entries_of_methods_are_named_at_once(write: Write) -> None:
+    found = problems(write(methods=["t3-btach", "t3", {"name": "soup", "alpha": 7}, 3], part_rows=0))
+    wrong = [line.partition(":")[0].partition(" must")[0] for line in found]
+    assert wrong == ["methods[0]", "methods[2]", "methods[3]", "part_rows"]
+    assert found[0].startswith("methods[0]: unknown method 't3-btach'; did you mean t3-batch?")
+
+
 def test_an_unknown_method_is_refused_with_the_nearest_one(write: Write) -> None:
     (found,) = problems(write(methods=["t3", "t3-lamda"]))
     assert found.startswith(

@@ -200,7 +200,7 @@ def test_without_transformers_one_line_names_the_extra(repository: Path, monkeyp
         load_architecture(str(repository))
     (line,) = str(caught.value).splitlines()
     assert line.startswith(f"pair.architecture: {repository}: its text tower")
-    assert line.endswith("needs transformers; pip install 'pipeline[biomedclip]'")
+    assert line.endswith("needs transformers; in the checkout: pip install -c constraints.txt '.[biomedclip]'")
 
 
 @pytest.mark.parametrize("content", [None, {"model_type": "no-such-model"}], ids=["absent", "unknown"])

@@ -45,6 +45,11 @@ class BatchPlans:
             )
         return self._committed[subject.name]
 
+    def require_fresh(self, subjects: Sequence[Subject]) -> None:
+        """``StaleCacheError`` where any evidence was made from other inputs."""
+        for subject in subjects:
+            self.committed(subject)
+
     def images(self, subject: Subject, part: int) -> int:
         """Images of a part that stage two will see: those with evidence, where that is there."""
         if part not in self.committed(subject):
