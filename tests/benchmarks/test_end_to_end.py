@@ -66,9 +66,10 @@ def test_repeated_cells_are_the_synthetic_ones_over_and_over_under_names_of_thei
         assert mine.label == original.label
 
 
-def test_growth_needs_two_sizes(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match="at least twice"):
-        memory_growth([1000], tmp_path)
+@pytest.mark.parametrize("sizes", [[1000], [1000, 1000]])
+def test_growth_needs_two_sizes(sizes: list[int], tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="at least two different sizes"):
+        memory_growth(sizes, tmp_path)
 
 
 @pytest.mark.slow

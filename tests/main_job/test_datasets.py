@@ -186,7 +186,7 @@ def test_the_command_prints_tables_and_json(stored: Manifest, command_line: Comm
     assert code == 0, err
     assert "1 rejected" in out
     assert "not known 3" in out
-    assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= 100
     code, out, _ = command_line("datasets", path, "--json")
     assert code == 0
     found = json.loads(out)
