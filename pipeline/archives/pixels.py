@@ -125,12 +125,14 @@ class PixelStore:
 
         A shard is lost only where the array itself is there: of what is no longer mounted, every file is missing.
         """
-        failing = isinstance(error, MemoryError) or (
-            isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-        )
-        if failing or not os.access(self.path / "zarr.json", os.R_OK):
-            msg = f"{self.path}: cannot be read for now ({_one_line(error)}); run the command again when it can"
-            raise ArchiveUnavailableError(msg) from error
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError)):
+            reason = _one_line(error)
+        elif os.access(self.path / "zarr.json", os.R_OK):
+            return
+        else:
+            reason = "it is not there any more; is its file system mounted?"
+        msg = f"{self.path}: cannot be read for now ({reason}); run the command again when it can"
+        raise ArchiveUnavailableError(msg) from error
 
     def _unreadable(self, rows: npt.NDArray[np.int64], error: BaseException) -> ArchiveError:
         mask, reasons = self.readable(rows)

@@ -13,6 +13,8 @@ from pipeline.drivers.plan import plan
 from pipeline.engines.local import LocalEngine
 from pipeline.errors import StaleCacheError
 from pipeline.manifest import Manifest
+from pipeline.models.class_embeddings import ClassHead
+from pipeline.stages.heads import Heads
 from pipeline.stages.selection import select_methods
 from tests.main_job.factory import (
     copy_run,
@@ -219,3 +221,20 @@ def test_evidence_made_with_other_prompts_is_refused_before_anything_is_measured
     monkeypatch.setattr("pipeline.drivers.plan.open_sandbox", None)
     with pytest.raises(StaleCacheError, match="prompts changed"):
         quick(manifest)
+
+
+def test_text_forwards_are_priced_apart_from_images(
+    tmp_path: Path, pair: Path, archives: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    head_at = Heads.at
+
+    def noted(heads: Heads, lam: float) -> ClassHead:
+        asked.append(lam)
+        return head_at(heads, lam)
+
+    monkeypatch.setattr(Heads, "at", noted)
+    manifest = study(tmp_path, pair, archives, methods=["t3-batch", "t3"], prompts={"embeddings": "exact"})
+    plan(manifest, seconds=1.0)
+    # One before the clock starts for batches, and one for images with a λ each, however often either is timed.
+    assert asked == [0.5, 0.5]

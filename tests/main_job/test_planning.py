@@ -98,7 +98,7 @@ def test_merges_are_counted_as_the_segment_makes_them(lambdas: list[list[float]]
     counter = MergeCounter(frozenset(), ahead)
     for part in lambdas:
         before = segment.merges
-        for lam, following in zip(part, [*part[1:], None], strict=False):
+        for lam, following in zip(part, [*part[1:], None][: len(part)], strict=True):
             segment.at((1 - lam, lam))
             if ahead and following is not None:
                 segment.prepare((1 - following, following))

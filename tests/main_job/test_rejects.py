@@ -224,7 +224,9 @@ def test_an_archive_that_vanishes_costs_no_image(damaged: tuple[Manifest, Archiv
     assert read_block(archive, rows).unreadable == {}
     # As when the file system that it lies on is not mounted any more.
     archive.path.rename(tmp_path / "elsewhere")
-    with pytest.raises(ArchiveUnavailableError, match=r"cannot be read for now .*run the command again"):
+    with pytest.raises(
+        ArchiveUnavailableError, match=r"cannot be read for now \(it is not there any more; .*run the command again"
+    ):
         read_block(archive, rows)
     with pytest.raises(ArchiveUnavailableError):
         archive.readable(rows)
